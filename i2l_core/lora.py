@@ -1,0 +1,184 @@
+"""LoRA as values: what a prediction is, and the exact algebra on it.
+
+    W' = W + s * B A        A = down (k, d_in), B = up (d_out, k), k = rank, s = strength
+
+arXiv 2606.13809, eq. 2. There is no alpha here: readers fold it into `up` before they build a value.
+Everything is immutable and differentiable: the algebra returns new values and never writes into a tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from .errors import I2LError
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """One low-rank weight change, `delta = up @ down`, shape (d_out, d_in).
+
+    Both tensors are floating point and of one dtype and device. Raises I2LError when they do not fit.
+    """
+
+    down: Tensor  # (k, d_in)
+    up: Tensor  # (d_out, k)
+
+    def __post_init__(self) -> None:
+        shapes = f"down {tuple(self.down.shape)}, up {tuple(self.up.shape)}"
+        if self.down.ndim != 2 or self.up.ndim != 2:
+            raise I2LError(f"a LoRA layer needs matrices, down (k, d_in) and up (d_out, k); got {shapes}")
+        if self.down.shape[0] != self.up.shape[1]:
+            raise I2LError(f"the ranks of a LoRA layer differ: {shapes}; expected down (k, d_in) and up (d_out, k)")
+        if 0 in self.down.shape or 0 in self.up.shape:
+            raise I2LError(f"a LoRA layer is empty: {shapes}")
+        if not self.down.is_floating_point() or self.down.dtype != self.up.dtype:
+            raise I2LError(
+                f"a LoRA layer needs one floating point type; got down {self.down.dtype}, up {self.up.dtype}"
+            )
+        if self.down.device != self.up.device:
+            raise I2LError(f"a LoRA layer is split over devices: down {self.down.device}, up {self.up.device}")
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.down.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        return self.up.shape[0]
+
+    def delta(self) -> Tensor:
+        """The dense change `up @ down`, shape (d_out, d_in)."""
+        return self.up @ self.down
+
+    def scaled(self, strength: float) -> LowRank:
+        """`strength * delta`, by scaling `up`. Raises I2LError when `strength` is NaN or infinite."""
+        if not math.isfinite(strength):
+            raise I2LError(f"strength must be a finite number, got {strength}")
+        return LowRank(self.down, self.up * strength)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LowRank:
+        return LowRank(self.down.to(device=device, dtype=dtype), self.up.to(device=device, dtype=dtype))
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.down).all()) and bool(torch.isfinite(self.up).all())
+
+
+@functools.total_ordering
+@dataclass(frozen=True)
+class Target:
+    """Where a layer lands: a weight of the diffusion model, or a run of rows of a fused one.
+
+    `weight` is the host's parameter path without "diffusion_model." in front and ".weight" at the end,
+    for example "layers.0.attention.qkv". `rows` is (start, length) along d_out, or None for all rows.
+    """
+
+    weight: str
+    rows: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight:
+            raise I2LError("a LoRA target needs the name of a weight, got an empty one")
+        if self.rows is not None and (self.rows[0] < 0 or self.rows[1] < 1):
+            raise I2LError(f"rows of {self.weight} must be (start >= 0, length >= 1), got {self.rows}")
+
+    def __lt__(self, other: Target) -> bool:
+        return (self.weight, self.rows or (-1, 0)) < (other.weight, other.rows or (-1, 0))
+
+    def __str__(self) -> str:
+        if self.rows is None:
+            return self.weight
+        start, length = self.rows
+        return f"{self.weight}[{start}:{start + length}]"
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """Low-rank changes by target, and what they are for.
+
+    `base_model` is the id of a base model (see `layouts`), empty when unknown; `predictor` names what made it;
+    `references` are the hashes of the pictures it was made from. Targets that overlap add up.
+    Raises I2LError when there is no layer, or when a layer is not as long as the rows of its target.
+    """
+
+    layers: Mapping[Target, LowRank]
+    base_model: str = ""
+    predictor: str = ""
+    references: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise I2LError("a LoRA needs at least one layer, got none")
+        for target, layer in self.layers.items():
+            if target.rows is not None and layer.d_out != target.rows[1]:
+                raise I2LError(f"{target}: the target has {target.rows[1]} rows, the LoRA layer {layer.d_out}")
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "references", tuple(self.references))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any layer."""
+        return max(layer.rank for layer in self.layers.values())
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    def scaled(self, strength: float) -> LoRA:
+        """Every delta times `strength`. Raises I2LError when `strength` is NaN or infinite."""
+        return self._with({target: layer.scaled(strength) for target, layer in self.layers.items()})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LoRA:
+        return self._with({target: layer.to(device, dtype) for target, layer in self.layers.items()})
+
+    def check_finite(self) -> None:
+        """Raise I2LError naming the first layer that holds NaN or infinity."""
+        for target, layer in self.layers.items():
+            if not layer.is_finite():
+                raise I2LError(f"the LoRA layer of {target} holds NaN or infinite values; predict or export it again")
+
+    def _with(self, layers: Mapping[Target, LowRank]) -> LoRA:
+        return replace(self, layers=layers)
+
+
+def fuse_rows(lora: LoRA, widths: Mapping[str, int]) -> LoRA:
+    """The same LoRA with one whole-weight target per weight, exact.
+
+    Layers that share a weight become one: A stacked, B block-placed on its rows with zeros elsewhere, ranks add.
+    A layer that already covers its whole weight, alone, is passed on as it is.
+
+    `widths`: weight -> d_out of the whole weight; read only for weights that need fusing.
+    Raises I2LError when a width is missing, when rows leave the weight, or when the layers' d_in differ.
+    """
+    by_weight: dict[str, list[tuple[Target, LowRank]]] = {}
+    for target, layer in lora.layers.items():
+        by_weight.setdefault(target.weight, []).append((target, layer))
+    return replace(lora, layers={Target(w): _fuse(w, parts, widths) for w, parts in by_weight.items()})
+
+
+def _fuse(weight: str, parts: list[tuple[Target, LowRank]], widths: Mapping[str, int]) -> LowRank:
+    if len(parts) == 1 and parts[0][0].rows is None:
+        return parts[0][1]
+    if weight not in widths:
+        raise I2LError(f"cannot fuse the LoRA layers of {weight}: its number of rows is not known")
+    d_out = widths[weight]
+    if len({layer.d_in for _, layer in parts}) != 1:
+        raise I2LError(f"cannot fuse the LoRA layers of {weight}: their inputs differ, {[p.d_in for _, p in parts]}")
+    blocks = []
+    for target, layer in sorted(parts, key=lambda part: part[0]):
+        start, length = target.rows or (0, layer.d_out)
+        if start + length > d_out or (target.rows is None and length != d_out):
+            raise I2LError(f"{target}: a layer of {length} rows does not fit the {d_out} rows of {weight}")
+        # (length, k) -> (d_out, k), zeros above and below
+        blocks.append((layer.down, torch.nn.functional.pad(layer.up, (0, 0, start, d_out - start - length))))
+    return LowRank(torch.cat([down for down, _ in blocks]), torch.cat([up for _, up in blocks], dim=1))
