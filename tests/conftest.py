@@ -1,0 +1,64 @@
+"""Fixtures for every test, and the package name `i2l` under which tests import the pack.
+
+The root of the repository must not be on sys.path: `import nodes` would find the pack's folder and not the host's module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load_tool_by_path() -> types.ModuleType:
+    """tools/host.py by its path, so that it can make the package that every later import goes through."""
+    spec = importlib.util.spec_from_file_location("_i2l_host_tool", ROOT / "tools" / "host.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_load_tool_by_path().as_package()
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
+    """The real `comfy` package, on the CPU in float32, with its folders in a temporary place. Not the server."""
+    from i2l.tools.host import HostError, import_host
+
+    try:
+        return import_host(tmp_path_factory.mktemp("comfyui"))
+    except HostError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A client of the real ComfyUI with this pack in its custom_nodes; started once, always stopped."""
+    from i2l.tools.comfy_server import ComfyServer
+
+    with ComfyServer(tmp_path_factory.mktemp("server")) as running:
+        yield running.client()

@@ -1,0 +1,1 @@
+"""Programs that set up, run and convert. Nothing in the pack itself imports this folder."""
