@@ -1,0 +1,1 @@
+"""Predictor families, one file each, and the strict checkpoint loader they share."""
