@@ -1,6 +1,7 @@
 """Fixtures for every test, and the package name `i2l` under which tests import the pack.
 
-The root of the repository must not be on sys.path: `import nodes` would find the pack's folder and not the host's module.
+The root of the repository must not be on sys.path: `import nodes` would find the pack's folder and not the host's
+module.
 """
 
 from __future__ import annotations
@@ -10,8 +11,13 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from i2l.tools.comfy_client import ComfyClient
+    from i2l.tools.comfy_server import ComfyServer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +52,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
-    """The real `comfy` package, on the CPU in float32, with its folders in a temporary place. Not the server."""
+    """The real `comfy` package, on the CPU in float32, its folders in a temporary place. Not the server."""
     from i2l.tools.host import HostError, import_host
 
     try:
@@ -56,9 +62,15 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """A client of the real ComfyUI with this pack in its custom_nodes; started once, always stopped."""
+def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """The real ComfyUI with this pack in its custom_nodes, in folders of its own; started once, always stopped."""
     from i2l.tools.comfy_server import ComfyServer
 
     with ComfyServer(tmp_path_factory.mktemp("server")) as running:
-        yield running.client()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(comfy_server: ComfyServer) -> ComfyClient:
+    """A client of that server."""
+    return comfy_server.client()

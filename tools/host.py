@@ -1,7 +1,7 @@
 """Which ComfyUI is used, with which Python, and how it is imported into a running Python.
 
-`COMFYUI_PATH` names an existing installation; without it the one that `make setup` made in `.host/ComfyUI` is used.
-`COMFYUI_PYTHON` names the Python to start it with.
+`COMFYUI_PATH` names an existing installation; without it the one that `make setup` made in `.host/ComfyUI` is
+used. `COMFYUI_PYTHON` names the Python to start it with.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _python_of(path: Path) -> Path:
 
 
 def as_package() -> types.ModuleType:
-    """Make the repository importable as `i2l` without its root on sys.path (where `nodes` would hide the host's)."""
+    """Make the repository importable as `i2l`; its root on sys.path would let `nodes` hide the host's module."""
     if PACKAGE not in sys.modules:
         module = types.ModuleType(PACKAGE, "The pack, as a package.")
         module.__path__ = [str(ROOT)]
@@ -87,7 +87,8 @@ def as_package() -> types.ModuleType:
 def import_host(base: Path, cpu: bool = True, path: Path | None = None) -> types.ModuleType:
     """Import the real `comfy` into this process; its folders (models, output, ...) go under `base`.
 
-    path: the ComfyUI folder; default: the one `find_host` names. With `cpu` everything is computed in float32 on the CPU.
+    path: the ComfyUI folder; default: the one `find_host` names.
+    cpu: compute everything in float32 on the CPU.
     Must run before anything else imports `comfy`: the host reads its options once, at import.
     """
     if "comfy.model_management" in sys.modules:
