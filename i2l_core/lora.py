@@ -35,7 +35,9 @@ class LowRank:
         if self.down.ndim != 2 or self.up.ndim != 2:
             raise I2LError(f"a LoRA layer needs matrices, down (k, d_in) and up (d_out, k); got {shapes}")
         if self.down.shape[0] != self.up.shape[1]:
-            raise I2LError(f"the ranks of a LoRA layer differ: {shapes}; expected down (k, d_in) and up (d_out, k)")
+            raise I2LError(
+                f"the ranks of a LoRA layer differ: {shapes}; expected down (k, d_in) and up (d_out, k)"
+            )
         if 0 in self.down.shape or 0 in self.up.shape:
             raise I2LError(f"a LoRA layer is empty: {shapes}")
         if not self.down.is_floating_point() or self.down.dtype != self.up.dtype:
@@ -43,7 +45,9 @@ class LowRank:
                 f"a LoRA layer needs one floating point type; got down {self.down.dtype}, up {self.up.dtype}"
             )
         if self.down.device != self.up.device:
-            raise I2LError(f"a LoRA layer is split over devices: down {self.down.device}, up {self.up.device}")
+            raise I2LError(
+                f"a LoRA layer is split over devices: down {self.down.device}, up {self.up.device}"
+            )
 
     @property
     def rank(self) -> int:
@@ -106,8 +110,8 @@ class Target:
 class LoRA:
     """Low-rank changes by target, and what they are for.
 
-    `base_model` is the id of a base model (see `layouts`), empty when unknown; `predictor` names what made it;
-    `references` are the hashes of the pictures it was made from. Targets that overlap add up.
+    `base_model` is the id of a base model (see `layouts`), empty when unknown; `predictor` names what made it,
+    and `references` are the hashes of the pictures it was made from. Targets that overlap add up.
     Raises I2LError when there is no layer, or when a layer is not as long as the rows of its target.
     """
 
@@ -121,7 +125,9 @@ class LoRA:
             raise I2LError("a LoRA needs at least one layer, got none")
         for target, layer in self.layers.items():
             if target.rows is not None and layer.d_out != target.rows[1]:
-                raise I2LError(f"{target}: the target has {target.rows[1]} rows, the LoRA layer {layer.d_out}")
+                raise I2LError(
+                    f"{target}: the target has {target.rows[1]} rows, the LoRA layer {layer.d_out}"
+                )
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(self, "references", tuple(self.references))
 
@@ -145,7 +151,9 @@ class LoRA:
         """Raise I2LError naming the first layer that holds NaN or infinity."""
         for target, layer in self.layers.items():
             if not layer.is_finite():
-                raise I2LError(f"the LoRA layer of {target} holds NaN or infinite values; predict or export it again")
+                raise I2LError(
+                    f"the LoRA layer of {target} holds NaN or infinite values; predict or export it again"
+                )
 
     def _with(self, layers: Mapping[Target, LowRank]) -> LoRA:
         return replace(self, layers=layers)
@@ -154,7 +162,8 @@ class LoRA:
 def fuse_rows(lora: LoRA, widths: Mapping[str, int]) -> LoRA:
     """The same LoRA with one whole-weight target per weight, exact.
 
-    Layers that share a weight become one: A stacked, B block-placed on its rows with zeros elsewhere, ranks add.
+    Layers that share a weight become one: A stacked, B block-placed on its rows with zeros elsewhere.
+    Ranks add up.
     A layer that already covers its whole weight, alone, is passed on as it is.
 
     `widths`: weight -> d_out of the whole weight; read only for weights that need fusing.
@@ -173,7 +182,9 @@ def _fuse(weight: str, parts: list[tuple[Target, LowRank]], widths: Mapping[str,
         raise I2LError(f"cannot fuse the LoRA layers of {weight}: its number of rows is not known")
     d_out = widths[weight]
     if len({layer.d_in for _, layer in parts}) != 1:
-        raise I2LError(f"cannot fuse the LoRA layers of {weight}: their inputs differ, {[p.d_in for _, p in parts]}")
+        raise I2LError(
+            f"cannot fuse the LoRA layers of {weight}: their inputs differ, {[p.d_in for _, p in parts]}"
+        )
     blocks = []
     for target, layer in sorted(parts, key=lambda part: part[0]):
         start, length = target.rows or (0, layer.d_out)

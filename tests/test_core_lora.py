@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
 
@@ -74,7 +75,11 @@ def test_fuse_rows_leaves_whole_weights_alone():
         ({Target("w", (0, 4)): low_rank(2, 3, 4)}, {}, "number of rows is not known"),
         ({Target("w", (0, 4)): low_rank(2, 3, 4)}, {"w": 3}, "does not fit the 3 rows"),
         ({Target("w"): low_rank(2, 3, 4), Target("w", (0, 2)): low_rank(1, 3, 2)}, {"w": 6}, "does not fit"),
-        ({Target("w", (0, 2)): low_rank(2, 3, 2), Target("w", (2, 2)): low_rank(1, 5, 2)}, {"w": 4}, "inputs differ"),
+        (
+            {Target("w", (0, 2)): low_rank(2, 3, 2), Target("w", (2, 2)): low_rank(1, 5, 2)},
+            {"w": 4},
+            "inputs differ",
+        ),
     ],
 )
 def test_fuse_rows_refuses_what_does_not_fit(layers, widths, message):
@@ -135,7 +140,9 @@ def test_lora_is_immutable_and_does_not_share_the_callers_dict():
 
 
 def test_lora_algebra_returns_new_values():
-    lora = LoRA({Target("a"): low_rank(2, 3, 4), Target("b"): low_rank(5, 3, 4)}, base_model="m", references=("r",))
+    lora = LoRA(
+        {Target("a"): low_rank(2, 3, 4), Target("b"): low_rank(5, 3, 4)}, base_model="m", references=("r",)
+    )
     before = {target: layer.up.clone() for target, layer in lora.layers.items()}
     half = lora.scaled(0.5).to(dtype=torch.float32)
     assert lora.rank == 5

@@ -1,0 +1,116 @@
+"""The base models that are known: their names, and by what sizes they are recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import I2LError
+from .flux2 import FLUX2
+from .lumina2 import LUMINA2
+from .table import Layout, Line, Slot, Weights
+
+__all__ = ["LAYOUTS", "MODELS", "BaseModel", "Layout", "Line", "Slot", "Weights", "find_model", "recognise"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that predictors and LoRAs are made for.
+
+    `sizes` tells it from the other models of its layout. The last three are how other tools call it in LoRA
+    files: Civitai's name, which LoRA managers show; modelspec's architecture; where the model's own code is.
+    """
+
+    id: str
+    title: str
+    layout: Layout
+    sizes: Mapping[str, int]
+    manager_name: str = ""
+    architecture: str = ""
+    implementation: str = ""
+
+    def matches(self, weights: Weights) -> bool:
+        if not self.layout.matches(weights):
+            return False
+        found = self.layout.read_sizes(weights)
+        return all(found[name] == size for name, size in self.sizes.items())
+
+
+LAYOUTS: tuple[Layout, ...] = (LUMINA2, FLUX2)
+
+_Z_IMAGE_CODE = "https://github.com/Tongyi-MAI/Z-Image"
+_FLUX2_CODE = "https://github.com/black-forest-labs/flux2"
+
+MODELS: tuple[BaseModel, ...] = (
+    BaseModel(
+        id="z-image",
+        title="Z-Image",
+        layout=LUMINA2,
+        sizes={"dim": 3840, "layers": 30},
+        manager_name="ZImageBase",
+        architecture="Z-Image",
+        implementation=_Z_IMAGE_CODE,
+    ),
+    BaseModel(
+        id="flux2-klein-4b",
+        title="FLUX.2 klein 4B",
+        layout=FLUX2,
+        sizes={"hidden": 3072, "double": 5, "single": 20},
+        manager_name="Flux.2 Klein 4B-base",
+        architecture="Flux.2-klein-4b",
+        implementation=_FLUX2_CODE,
+    ),
+    BaseModel(
+        id="flux2-klein-9b",
+        title="FLUX.2 klein 9B",
+        layout=FLUX2,
+        sizes={"hidden": 4096, "double": 8, "single": 24},
+        manager_name="Flux.2 Klein 9B-base",
+        architecture="Flux.2-klein-9b",
+        implementation=_FLUX2_CODE,
+    ),
+    BaseModel(
+        id="flux2-dev",
+        title="FLUX.2 dev",
+        layout=FLUX2,
+        sizes={"hidden": 6144, "double": 8, "single": 48},
+        manager_name="Flux.2 D",
+        architecture="Flux.2-dev",
+        implementation=_FLUX2_CODE,
+    ),
+    BaseModel(
+        id="i2l-tiny",
+        title="the tiny demo model of ComfyUI-i2L",
+        layout=LUMINA2,
+        sizes={"dim": 256, "layers": 6},
+        manager_name="ComfyUI-i2L tiny",
+        architecture="i2l-tiny",
+        implementation="https://github.com/comfyanonymous/ComfyUI",
+    ),
+)
+
+
+def find_model(id: str) -> BaseModel | None:
+    """The known base model of this id, or None."""
+    return next((model for model in MODELS if model.id == id), None)
+
+
+def recognise(weights: Weights) -> BaseModel:
+    """Which base model these weights are, from their names and shapes.
+
+    `weights`: parameter name in the diffusion model -> shape. Raises I2LError listing the known models.
+    """
+    for model in MODELS:
+        if model.matches(weights):
+            return model
+    known = ", ".join(f"{model.title} ({model.id})" for model in MODELS)
+    raise I2LError(f"this MODEL is not a known base model: {_describe(weights)}. Known are: {known}")
+
+
+def _describe(weights: Weights) -> str:
+    for layout in LAYOUTS:
+        if layout.matches(weights):
+            sizes = ", ".join(f"{name} {size}" for name, size in layout.read_sizes(weights).items())
+            return f"it is of the {layout.title}, but its sizes ({sizes}) are of no model in the list"
+    names = ", ".join(sorted(weights)[:3])
+    return f"its {len(weights)} weights ({names}, ...) are of another network"

@@ -1,0 +1,116 @@
+"""What a layout is: a literal table from diffusers / DiffSynth layer names to the host's weights.
+
+A table holds names only. Sizes are read from the weights of the loaded model, so one table serves every size,
+and the way back (host weight -> name) is derived from the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import I2LError
+from ..lora import LowRank, Target
+
+Weights = Mapping[str, tuple[int, ...]]
+"""Parameter name in the host's diffusion model (without "diffusion_model.") -> shape."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One kind of Linear layer. `{}` stands for the block index in both names.
+
+    `part`: (i, n), the i-th of the n equal runs of rows of a fused weight; None: the whole weight.
+    `swapped`: the two halves of d_out are stored the other way round by the host.
+    """
+
+    name: str
+    weight: str
+    part: tuple[int, int] | None = None
+    swapped: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One Linear layer of one model: its diffusers / DiffSynth name, where it lands, and its size."""
+
+    name: str
+    target: Target
+    d_in: int
+    d_out: int
+    swapped: bool = False
+
+    def place(self, layer: LowRank) -> LowRank:
+        """A layer in diffusers' order of rows -> the host's, or back: the swap is its own inverse."""
+        if (layer.d_out, layer.d_in) != (self.d_out, self.d_in):
+            raise I2LError(
+                f"{self.name}: expected a LoRA layer of {self.d_out}x{self.d_in}, "
+                f"got {layer.d_out}x{layer.d_in}"
+            )
+        return LowRank(layer.down, torch.cat(layer.up.chunk(2)[::-1])) if self.swapped else layer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table of one model class.
+
+    `signature`: weights that every model of the class has, and together no other class.
+    `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name with `{}` to
+    count.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    signature: tuple[str, ...]
+    sizes: Mapping[str, tuple[str, int] | str]
+
+    def matches(self, weights: Weights) -> bool:
+        return all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)
+
+    def read_sizes(self, weights: Weights) -> dict[str, int]:
+        """The sizes of a model that `matches`, by name."""
+        return {
+            name: _count(where, weights)
+            if isinstance(where, str)
+            else weights[f"{where[0]}.weight"][where[1]]
+            for name, where in self.sizes.items()
+        }
+
+    def slots(self, weights: Weights) -> tuple[Slot, ...]:
+        """Every Linear layer of this model that the table knows. Lines of weights that it lacks give none.
+
+        Raises I2LError when a fused weight does not divide into its parts.
+        """
+        return tuple(slot for line in self.lines for slot in _slots(line, weights))
+
+
+def _indices(name: str, weights: Weights) -> Iterator[int]:
+    index = 0
+    while f"{name.format(index)}.weight" in weights:
+        yield index
+        if "{}" not in name:
+            return
+        index += 1
+
+
+def _count(name: str, weights: Weights) -> int:
+    return sum(1 for _ in _indices(name, weights))
+
+
+def _slots(line: Line, weights: Weights) -> Iterator[Slot]:
+    for index in _indices(line.weight, weights):
+        name, weight = line.name.format(index), line.weight.format(index)
+        shape = weights[f"{weight}.weight"]
+        if len(shape) != 2:
+            raise I2LError(f"{weight}: expected a matrix, the loaded model has shape {shape}")
+        d_out, d_in = shape
+        rows = None
+        if line.part is not None:
+            part, parts = line.part
+            if d_out % parts:
+                raise I2LError(f"{weight}: {d_out} rows do not divide into {parts} equal parts")
+            d_out //= parts
+            rows = (part * d_out, d_out)
+        yield Slot(name, Target(weight, rows), d_in, d_out, line.swapped)

@@ -1,0 +1,136 @@
+"""A new file under a name that the artist typed: inside one folder, whole or not at all, never over another."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import I2LError
+
+SUFFIX = ".safetensors"
+
+_MAX_PART_BYTES = (
+    200  # of one file or folder name; leaves room for a number and the temporary name within 255
+)
+_FORBIDDEN = frozenset('<>:"|?*\\')
+_RESERVED = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"]
+)  # devices on Windows, with any extension: learn.microsoft.com/windows/win32/fileio/naming-a-file
+_NO_HARD_LINKS = frozenset(
+    [errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL]
+)
+
+
+def safe_join(folder: str | Path, name: str) -> Path:
+    """The file `name` inside `folder`, with ".safetensors" at its end. Touches nothing on disk.
+
+    `name` may hold subfolders, separated by "/". The rules of Windows hold everywhere, so that what is saved on
+    one machine can be copied to another. Raises I2LError when the name is no good, or leaves the folder, be it by
+    a link.
+    """
+    name = name.strip()
+    parts = name.removesuffix(SUFFIX).split("/")
+    for part in parts:
+        problem = _problem(part)
+        if problem:
+            raise I2LError(
+                f"cannot save under the name {name[:80]!r}: {problem}. Use a plain name such as style/ink"
+            )
+    root = Path(folder).resolve()
+    path = root.joinpath(*parts[:-1], parts[-1] + SUFFIX)
+    if not path.resolve().is_relative_to(root):
+        raise I2LError(f"cannot save under the name {name[:80]!r}: a link leads out of the folder {root}")
+    return path
+
+
+def next_free_path(folder: str | Path, name: str) -> Path:
+    """`safe_join`, or the first of name_00002, name_00003, ... that does not exist yet."""
+    return next(path for path in _numbered(safe_join(folder, name)) if not os.path.lexists(path))
+
+
+def write_new(path: Path, write: Callable[[Path], None]) -> Path:
+    """Make a file with `write(temporary path)`, put it at `path` or the next free number, return where it is.
+
+    The temporary file is in the same folder and is on the disk before it gets its name. Whatever fails or
+    interrupts, no half file and no new folder stays and no existing file changes. Lets errors through.
+    """
+    new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.open("xb").close()
+        write(temporary)
+        _flush(temporary)
+        final = next(candidate for candidate in _numbered(path) if _claim(temporary, candidate))
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            temporary.unlink()
+        for folder in new_folders:
+            with contextlib.suppress(OSError):  # another program may have put something in it
+                folder.rmdir()
+        raise
+    temporary.unlink(missing_ok=True)
+    return final
+
+
+def _problem(part: str) -> str:
+    """What is wrong with one folder or file name, or nothing."""
+    if not part.strip():
+        return "a part of it is empty"
+    if part in (".", ".."):
+        return f"{part!r} is not a name"
+    if any(char in _FORBIDDEN or ord(char) < 32 or ord(char) == 127 for char in part):
+        return 'it holds one of < > : " | ? * \\ or a control character'
+    if part[-1] in ". " or part[0] == " ":
+        return f"{part!r} begins with a space or ends with a dot or a space"
+    if part.split(".")[0].rstrip().upper() in _RESERVED:
+        return f"{part!r} is the name of a device on Windows"
+    try:
+        size = len(part.encode())
+    except UnicodeEncodeError:
+        return "it holds characters that are no text"
+    return f"a part of it is longer than {_MAX_PART_BYTES} bytes" if size > _MAX_PART_BYTES else ""
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in range(2, 100_000):
+        yield path.with_name(f"{path.name.removesuffix(SUFFIX)}_{number:05d}{SUFFIX}")
+    raise I2LError(f"no free name is left for {path}; choose another name")
+
+
+def _flush(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _claim(temporary: Path, path: Path) -> bool:
+    """Give the finished file its name; False when that name is taken, by however close a race."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _claim_without_links(temporary, path)
+    return True
+
+
+def _claim_without_links(temporary: Path, path: Path) -> bool:
+    """For file systems without hard links: take the name with an empty file of our own, then replace that."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True
