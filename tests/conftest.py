@@ -1,7 +1,7 @@
 """Fixtures for every test, and the package name `i2l` under which tests import the pack.
 
-The root of the repository must not be on sys.path: `import nodes` would find the pack's folder and not the host's
-module.
+The root of the repository must not be on sys.path: `import nodes` would find the pack's folder and not the
+host's module.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
 
 @pytest.fixture(scope="session")
 def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
-    """The real ComfyUI with this pack in its custom_nodes, in folders of its own; started once, always stopped."""
+    """The real ComfyUI with this pack in its custom_nodes, in folders of its own; started once."""
     from i2l.tools.comfy_server import ComfyServer
 
     with ComfyServer(tmp_path_factory.mktemp("server")) as running:

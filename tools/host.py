@@ -76,7 +76,7 @@ def _python_of(path: Path) -> Path:
 
 
 def as_package() -> types.ModuleType:
-    """Make the repository importable as `i2l`; its root on sys.path would let `nodes` hide the host's module."""
+    """Make the repository importable as `i2l`; its root on sys.path would hide the host's `nodes`."""
     if PACKAGE not in sys.modules:
         module = types.ModuleType(PACKAGE, "The pack, as a package.")
         module.__path__ = [str(ROOT)]
@@ -96,9 +96,8 @@ def import_host(base: Path, cpu: bool = True, path: Path | None = None) -> types
     folder = str(path or find_host().path)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    args = importlib.import_module(
-        "comfy.cli_args"
-    ).args  # the host parses no command line unless main.py asks it to
+    # the defaults: only main.py makes the host parse a command line
+    args = importlib.import_module("comfy.cli_args").args
     args.cpu = cpu
     args.force_fp32 = cpu
     args.disable_api_nodes = True
