@@ -15,7 +15,6 @@ Queries are stored in that order too, so decoding a group is a slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import Any, Literal
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_entries, check_int, check_number, shown
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
 
@@ -38,6 +38,7 @@ _LIMITS = {
 }
 _MAX_LAYERS = 8192
 _MAX_WIDTH = 1 << 20
+_LAYER_ENTRIES = ("weight", "rows", "d_in", "d_out")
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,14 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, str) or not self.weight:
-            raise I2LError(f"an adapted layer needs the name of a weight, got {self.weight!r}")
+            raise I2LError(f"an adapted layer needs the name of a weight, got {shown(self.weight)}")
         for name in ("d_in", "d_out"):
-            _check_int(f"{name} of {self.weight}", getattr(self, name), _MAX_WIDTH)
+            check_int(f"{name} of {self.weight}", getattr(self, name), _MAX_WIDTH)
         if self.rows is None:
             return
         pair = len(self.rows) == 2 and all(type(n) is int for n in self.rows)
         if not pair or not 0 <= self.rows[0] < _MAX_WIDTH:
-            raise I2LError(f"rows of {self.weight} must be (start, length) or none, got {self.rows!r}")
+            raise I2LError(f"rows of {self.weight} must be (start, length) or none, got {shown(self.rows)}")
         if self.rows[1] != self.d_out:
             raise I2LError(f"{self.weight}: {self.rows[1]} rows, but d_out is {self.d_out}")
 
@@ -83,13 +84,11 @@ class QueryConfig:
 
     def __post_init__(self) -> None:
         for name, limit in _LIMITS.items():
-            _check_int(f"predictor {name}", getattr(self, name), limit)
+            check_int(f"predictor {name}", getattr(self, name), limit)
         if self.hidden % self.heads:
             raise I2LError(f"predictor hidden {self.hidden} is not a multiple of its {self.heads} heads")
         for name, limit in (("mlp_ratio", 16.0), ("alpha", 1e4)):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value <= limit:
-                raise I2LError(f"predictor {name} must be a number above 0 and up to {limit}, got {value!r}")
+            check_number(f"predictor {name}", getattr(self, name), 0, limit)
         if not 1 <= len(self.layers) <= _MAX_LAYERS:
             raise I2LError(f"a predictor adapts 1 to {_MAX_LAYERS} layers, got {len(self.layers)}")
         seen: dict[str, list[LayerSpec]] = {}
@@ -115,17 +114,17 @@ class QueryConfig:
     @classmethod
     def from_json(cls, data: Any) -> QueryConfig:
         """The inverse of `to_json`. Raises I2LError naming an unknown, missing or wrong entry."""
-        data = _entries(cls, data, "predictor")
+        data = check_entries("predictor", data, (field.name for field in fields(cls)))
         if not isinstance(data["layers"], (list, tuple)):
             raise I2LError(f"predictor layers must be a list, got {type(data['layers']).__name__}")
         if len(data["layers"]) > _MAX_LAYERS:
             raise I2LError(f"a predictor adapts 1 to {_MAX_LAYERS} layers, got {len(data['layers'])}")
         layers = []
         for i, entry in enumerate(data["layers"]):
-            entry = _entries(LayerSpec, entry, f"predictor layers[{i}]")
+            entry = check_entries(f"predictor layers[{i}]", entry, _LAYER_ENTRIES)
             rows = entry["rows"]
             if rows is not None and not isinstance(rows, (list, tuple)):
-                raise I2LError(f"predictor layers[{i}] rows must be a pair or null, got {rows!r:.40}")
+                raise I2LError(f"predictor layers[{i}] rows must be a pair or null, got {shown(rows)}")
             layers.append(LayerSpec(**{**entry, "rows": None if rows is None else tuple(rows)}))
         return cls(**{**data, "layers": tuple(layers)})
 
@@ -331,20 +330,3 @@ def _cast(parameter: Tensor, like: Tensor) -> Tensor:
 
 def _overlap(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
     return a is None or b is None or (a[0] < b[0] + b[1] and b[0] < a[0] + a[1])
-
-
-def _check_int(name: str, value: Any, limit: int) -> None:
-    if type(value) is not int or not 1 <= value <= limit:
-        raise I2LError(f"{name} must be a whole number from 1 to {limit}, got {value!r:.40}")
-
-
-def _entries(cls: type, data: Any, where: str) -> dict[str, Any]:
-    """A JSON object whose keys are exactly the fields of a dataclass."""
-    if not isinstance(data, Mapping):
-        raise I2LError(f"{where} must be a JSON object, got {type(data).__name__}")
-    names = {field.name for field in fields(cls)}
-    if missing := sorted(names - set(data)):
-        raise I2LError(f"{where} lacks {', '.join(missing)}")
-    if unknown := sorted(map(str, set(data) - names)):
-        raise I2LError(f"{where} has unknown entries: {', '.join(unknown[:5])}")
-    return dict(data)

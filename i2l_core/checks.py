@@ -1,0 +1,50 @@
+"""Checks of values that come out of a file: each raises I2LError with what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import I2LError
+
+
+def check_int(name: str, value: Any, largest: int) -> None:
+    """A whole number from 1 to `largest`; True is not one."""
+    if type(value) is not int or not 1 <= value <= largest:
+        raise I2LError(f"{name} must be a whole number from 1 to {largest}, got {shown(value)}")
+
+
+def check_number(name: str, value: Any, above: float, largest: float) -> None:
+    """A finite number above `above` and up to `largest`."""
+    if type(value) not in (int, float) or not math.isfinite(value) or not above < value <= largest:
+        raise I2LError(f"{name} must be a number above {above} and up to {largest}, got {shown(value)}")
+
+
+def check_entries(
+    name: str, value: Any, required: Iterable[str], optional: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A JSON object with all required entries and none that is unknown, as a new dict."""
+    if not isinstance(value, Mapping):
+        raise I2LError(f"{name} must be a JSON object, got {type(value).__name__}")
+    required = set(required)
+    if missing := sorted(required - set(value)):
+        raise I2LError(f"{name} lacks {listed(missing)}")
+    if unknown := sorted(str(key) for key in set(value) - required - set(optional)):
+        raise I2LError(f"{name} has unknown entries: {listed(unknown)}")
+    return dict(value)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Up to five names and how many more there are, for messages."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:120] for name in names[:most]) + more
+
+
+def shown(value: Any) -> str:
+    """A short form of anything a file may hold, however long."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return "a number of more than 64 bits"  # printing it may be refused
+    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

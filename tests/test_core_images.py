@@ -1,0 +1,101 @@
+"""IMAGE batches -> references: every channel count, every refusal, and what a hash means."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.images import Reference, gray, references_from
+
+
+def test_batches_of_different_sizes_become_single_pictures_in_order():
+    first, second = torch.rand(2, 16, 24, 3), torch.rand(1, 40, 8, 3)
+    found = references_from([first, None, second])
+    assert [r.size for r in found] == [(16, 24), (16, 24), (40, 8)]
+    for reference, pixels in zip(found, [first[0], first[1], second[0]], strict=True):
+        torch.testing.assert_close(reference.pixels, pixels, rtol=0, atol=0)
+        assert reference.pixels.dtype == torch.float32
+
+
+def test_alpha_is_composited_over_white():
+    rgba = torch.rand(1, 9, 10, 4)
+    rgba[0, 0, 0, 3], rgba[0, 0, 1, 3] = 0, 1
+    (reference,) = references_from([rgba])
+    torch.testing.assert_close(reference.pixels, rgba[0, ..., :3] * rgba[0, ..., 3:] + 1 - rgba[0, ..., 3:])
+    assert reference.pixels[0, 0].tolist() == [1, 1, 1]
+    torch.testing.assert_close(reference.pixels[0, 1], rgba[0, 0, 1, :3])
+
+
+def test_one_channel_is_repeated():
+    mono = torch.rand(1, 9, 10, 1)
+    (reference,) = references_from([mono])
+    torch.testing.assert_close(reference.pixels, mono[0].repeat(1, 1, 3), rtol=0, atol=0)
+
+
+def test_half_precision_is_read_and_values_are_clamped():
+    (reference,) = references_from([torch.tensor([-0.5, 0.25, 2.0]).half().expand(1, 8, 8, 3)])
+    assert reference.pixels.dtype == torch.float32
+    assert reference.pixels[3, 3].tolist() == [0, 0.25, 1]
+
+
+def test_the_input_is_neither_changed_nor_shared():
+    batch = torch.rand(1, 8, 8, 3)
+    before = batch.clone()
+    (reference,) = references_from([batch])
+    reference.pixels.zero_()
+    torch.testing.assert_close(batch, before, rtol=0, atol=0)
+
+
+def test_a_hash_is_the_sha256_of_size_and_pixels():
+    pixels = torch.rand(8, 12, 3)
+    reference = Reference(pixels)
+    assert reference.hash == hashlib.sha256(b"8x12;" + pixels.numpy().tobytes()).hexdigest()
+    assert Reference(pixels.clone()).hash == reference.hash
+    assert Reference(pixels.reshape(12, 8, 3)).hash != reference.hash
+    changed = pixels.clone()
+    changed[7, 11, 2] += 1e-6
+    assert Reference(changed).hash != reference.hash
+
+
+def test_gray_is_128_of_255_and_as_large_as_its_model():
+    like = Reference(torch.rand(20, 30, 3))
+    for neutral in (gray(like), gray((20, 30))):
+        assert neutral.size == (20, 30)
+        assert (neutral.pixels * 255).round().unique().tolist() == [128]
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (128, 8), (8, 128)])
+def test_the_limits_themselves_are_allowed(width: int, height: int):
+    assert len(references_from([torch.rand(1, height, width, 3)])) == 1
+
+
+NAN = torch.rand(2, 8, 8, 3)
+NAN[1, 2, 3, 0] = float("nan")
+
+REFUSED = {
+    "nothing": ([], r"^images: expected at least one reference picture, got none"),
+    "not connected": ([None], r"^images: expected at least one"),
+    "empty batch": ([torch.rand(1, 8, 8, 3), torch.rand(0, 8, 8, 3)], r"^images\.image1: .* empty batch"),
+    "1x1": ([torch.rand(1, 1, 1, 3)], r"^images\.image0: the picture is 1x1; .* at least 8 pixels"),
+    "no pixels": ([torch.rand(1, 0, 9, 3)], r"^images\.image0: the picture is 9x0"),
+    "20000x30": (
+        [torch.rand(1, 1, 1, 3).expand(1, 30, 20000, 3)],
+        r"^images\.image0: .* 20000x30; .* 16 times",
+    ),
+    "two channels": ([torch.rand(1, 8, 8, 2)], r"^images\.image0: expected 1, 3 or 4 channels .* got 2"),
+    "a mask": ([torch.rand(1, 8, 8)], r"^images\.image0: expected an IMAGE"),
+    "bytes": ([torch.zeros(1, 8, 8, 3, dtype=torch.uint8)], r"^images\.image0: expected an IMAGE, floats"),
+    "nan": ([NAN], r"^images\.image0 \(picture 2 of 2\): .* NaN"),
+    "by name": ({"image7": torch.rand(1, 2, 8, 3)}, r"^images\.image7: the picture is 8x2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_pictures_are_refused_by_name_in_one_line(case: str):
+    batches, message = REFUSED[case]
+    with pytest.raises(I2LError, match=message) as caught:
+        references_from(batches)
+    assert "\n" not in str(caught.value)
