@@ -1,7 +1,7 @@
 """A workflow as the front end saves it (nodes, links, widget values) -> the prompt that the server runs.
 
-The front end does this in the browser; here it is done from the file and the server's own /object_info, so that
-a shipped workflow can be run, and tested, without a browser. Subgraphs are not supported, and refused.
+The front end does this in the browser; here it is done from the file and the server's own /object_info, so
+that a shipped workflow can be run, and tested, without a browser. Subgraphs are not supported, and refused.
 
 The order of `widgets_values` is not written in the file. It is the order of the widget inputs in the
 node's schema, where
@@ -151,7 +151,7 @@ def _source(graph: Graph, number: int) -> Link | _Constant | None:
 
 
 def _bypass(node: Mapping[str, Any], link: Link) -> int | None:
-    """The link that replaces a bypassed node's output: in the same place if the type fits, else the first to fit."""
+    """The link that replaces a bypassed node's output: the one in its place if it fits, else the first."""
     sockets = node.get("inputs") or []
     same_place = sockets[link.slot : link.slot + 1]
     for socket in [*same_place, *sockets]:
