@@ -110,8 +110,8 @@ class Target:
 class LoRA:
     """Low-rank changes by target, and what they are for.
 
-    `base_model` is the id of a base model (see `layouts`), empty when unknown; `predictor` names what made it,
-    and `references` are the hashes of the pictures it was made from. Targets that overlap add up.
+    `base_model` is the id of a base model (see `layouts`), empty when unknown, `predictor` what made it,
+    `references` are the hashes of the pictures it was made from. Targets that overlap add up.
     Raises I2LError when there is no layer, or when a layer is not as long as the rows of its target.
     """
 

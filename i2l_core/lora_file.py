@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .errors import I2LError
@@ -122,8 +122,8 @@ def save(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None
     if wrong:
         raise I2LError(f"the metadata of a LoRA file must be text, got other values for: {_some(wrong)}")
     try:
-        return write_new(path, lambda temporary: save_file(tensors, temporary, header))
-    except (SafetensorError, OSError) as error:
+        return write_new(path, serialize(tensors, header))
+    except OSError as error:
         raise I2LError(
             f"cannot save {path}: {error}. Nothing was changed; check the folder and its space"
         ) from error

@@ -1,4 +1,4 @@
-"""A new file under a name that the artist typed: inside one folder, whole or not at all, never over another."""
+"""A new file under a name that the artist typed: inside one folder, whole or not at all, over nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import I2LError
@@ -29,9 +29,9 @@ _NO_HARD_LINKS = frozenset(
 def safe_join(folder: str | Path, name: str) -> Path:
     """The file `name` inside `folder`, with ".safetensors" at its end. Touches nothing on disk.
 
-    `name` may hold subfolders, separated by "/". The rules of Windows hold everywhere, so that what is saved on
-    one machine can be copied to another. Raises I2LError when the name is no good, or leaves the folder, be it by
-    a link.
+    `name` may hold subfolders, separated by "/". The rules of Windows hold everywhere, so that what is saved
+    on one machine can be copied to another. Raises I2LError when the name is no good, or leaves the folder,
+    by a link too.
     """
     name = name.strip()
     parts = name.removesuffix(SUFFIX).split("/")
@@ -53,28 +53,28 @@ def next_free_path(folder: str | Path, name: str) -> Path:
     return next(path for path in _numbered(safe_join(folder, name)) if not os.path.lexists(path))
 
 
-def write_new(path: Path, write: Callable[[Path], None]) -> Path:
-    """Make a file with `write(temporary path)`, put it at `path` or the next free number, return where it is.
+def write_new(path: Path, content: bytes) -> Path:
+    """Write a file at `path`, or under the next free number when that exists; return where it is.
 
-    The temporary file is in the same folder and is on the disk before it gets its name. Whatever fails or
-    interrupts, no half file and no new folder stays and no existing file changes. Lets errors through.
+    A temporary file in the same folder is on the disk before it gets the name. Whatever fails or interrupts,
+    no half file and no new folder stays and no existing file changes. Lets errors through.
     """
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.open("xb").close()
-        write(temporary)
-        _flush(temporary)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         final = next(candidate for candidate in _numbered(path) if _claim(temporary, candidate))
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink()
+        _forget(temporary)
         for folder in new_folders:
-            with contextlib.suppress(OSError):  # another program may have put something in it
+            with contextlib.suppress(OSError):  # it may not be there yet, or not be empty any more
                 folder.rmdir()
         raise
-    temporary.unlink(missing_ok=True)
+    _forget(temporary)
     return final
 
 
@@ -104,9 +104,9 @@ def _numbered(path: Path) -> Iterator[Path]:
     raise I2LError(f"no free name is left for {path}; choose another name")
 
 
-def _flush(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+def _forget(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # gone already; or the disk is, and the first error is the one to tell
+        temporary.unlink()
 
 
 def _claim(temporary: Path, path: Path) -> bool:

@@ -1,6 +1,6 @@
 """FLUX.2 dev and klein (ComfyUI: `comfy.ldm.flux.model.Flux` with `global_modulation`).
 
-Names on the left are those of diffusers' `Flux2Transformer2DModel` and of DiffSynth's `Flux2DiT`, which agree.
+Names on the left are those of diffusers' `Flux2Transformer2DModel` and of DiffSynth's `Flux2DiT`, alike.
 klein 4B has 109 of these layers. ComfyUI 0.30's own LoRA loader drops five of them under these names: the
 modulation and time layers.
 """
@@ -30,6 +30,7 @@ FLUX2 = Layout(
         Line("x_embedder", "img_in"),
         Line("context_embedder", "txt_in"),
         Line("proj_out", "final_layer.linear"),
+        # scale, shift there; shift, scale here
         Line("norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True),
         Line("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
         Line("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),

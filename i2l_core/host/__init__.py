@@ -1,0 +1,1 @@
+"""The only room of the core that imports the host: `comfy`, `folder_paths`."""

@@ -1,0 +1,363 @@
+"""Merged application on the real host: exact, and the model that came in stays as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
+
+CONFIGS = {
+    "lumina2": dict(
+        image_model="lumina2",
+        patch_size=2,
+        in_channels=16,
+        dim=256,
+        cap_feat_dim=32,
+        n_layers=6,
+        n_refiner_layers=1,
+        qk_norm=True,
+        n_heads=2,
+        n_kv_heads=2,
+        axes_dims=[32, 48, 48],
+        axes_lens=[1536, 512, 512],
+        rope_theta=256.0,
+        ffn_dim_multiplier=8 / 3,
+        z_image_modulation=True,
+        time_scale=1000.0,
+        pad_tokens_multiple=32,
+    ),
+    "flux2": dict(
+        image_model="flux2",
+        axes_dim=[32] * 4,
+        num_heads=2,
+        mlp_ratio=3.0,
+        theta=2000,
+        out_channels=128,
+        global_modulation=True,
+        mlp_silu_act=True,
+        qkv_bias=False,
+        ops_bias=False,
+        default_ref_method="index",
+        ref_index_scale=10.0,
+        txt_ids_dims=[3],
+        in_channels=128,
+        hidden_size=256,
+        context_in_dim=48,
+        patch_size=1,
+        vec_in_dim=None,
+        depth=1,
+        depth_single_blocks=2,
+        guidance_embed=False,
+        yak_mlp=False,
+        txt_norm=False,
+    ),
+}
+
+
+def build(name: str, dtype=torch.float32):
+    """A tiny real MODEL with random weights, always the same ones."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    cls = {"lumina2": comfy.supported_models.ZImage, "flux2": comfy.supported_models.Flux2}[name]
+    config = cls(dict(CONFIGS[name]))
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "")
+    gen = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, weight in model.diffusion_model.named_parameters():
+            weight.copy_(torch.randn(weight.shape, generator=gen) * 0.05)
+            if weight.ndim == 1 and key.endswith("norm.weight"):
+                weight.fill_(1.0)
+    return comfy.model_patcher.CoreModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+@pytest.fixture(scope="module", params=["lumina2", "flux2"])
+def patcher(host, request):
+    return build(request.param)
+
+
+def layout_of(patcher):
+    from i2l.i2l_core.host.patch import weights_of
+    from i2l.i2l_core.layouts import LAYOUTS
+
+    weights = weights_of(patcher)
+    return next(layout for layout in LAYOUTS if layout.matches(weights)), weights
+
+
+def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "") -> LoRA:
+    """A random LoRA on every Linear layer, q, k and v each on their own rows."""
+    layout, weights = layout_of(patcher)
+    gen = torch.Generator().manual_seed(seed)
+    layers = {
+        slot.target: LowRank(
+            torch.randn(rank, slot.d_in, generator=gen) / slot.d_in**0.5,
+            torch.randn(slot.d_out, rank, generator=gen) * 0.02,
+        )
+        for slot in layout.slots(weights)
+    }
+    return LoRA(layers, base_model=base_model)
+
+
+def parameters(patcher) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in patcher.model.diffusion_model.named_parameters()}
+
+
+def dense(weights: dict[str, torch.Tensor], lora: LoRA, strength: float) -> dict[str, torch.Tensor]:
+    """W + s * B A by hand, in fp64."""
+    changed = {key: weight.double() for key, weight in weights.items()}
+    for target, layer in lora.layers.items():
+        weight = changed[f"{target.weight}.weight"]
+        start, length = target.rows or (0, weight.shape[0])
+        weight[start : start + length] += strength * (layer.up.double() @ layer.down.double())
+    return changed
+
+
+def forward(patcher) -> torch.Tensor:
+    """One call of the diffusion model as it is loaded now."""
+    net = patcher.model.diffusion_model
+    gen = torch.Generator().manual_seed(2)
+    lumina = hasattr(net, "cap_embedder")
+    x = torch.randn((2, 16, 8, 8) if lumina else (2, 128, 4, 4), generator=gen)
+    context = torch.randn((2, 7, 32 if lumina else 48), generator=gen)
+    kwargs = {"num_tokens": 7} if lumina else {"y": None}
+    with torch.no_grad():
+        return net(x, torch.tensor([0.7, 0.3]), context, transformer_options={}, **kwargs)
+
+
+def loaded(patcher):
+    """Load a patcher as the host does before sampling, hand it out, and take the patches off again."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def context():
+        patcher.patch_model(device_to=torch.device("cpu"))
+        try:
+            yield patcher
+        finally:
+            patcher.unpatch_model(device_to=torch.device("cpu"))
+
+    return context()
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+    assert error <= limit, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.35, -2.0])
+def test_merged_equals_dense_patching(patcher, strength):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    lora = lora_for(patcher)
+    before = parameters(patcher)
+    plain = forward(patcher)
+    expected = dense(before, lora, strength)
+
+    patched = apply_merged(patcher, lora, strength)
+    with loaded(patched):
+        now = parameters(patched)
+        styled = forward(patched)
+    assert now.keys() == expected.keys()
+    touched = {f"{target.weight}.weight" for target in lora.layers}
+    for key, weight in now.items():
+        if key in touched:
+            close(weight, expected[key], 1e-6)
+            assert not torch.equal(weight, before[key])
+        else:
+            assert torch.equal(weight, before[key])
+
+    for key, weight in parameters(patcher).items():  # after unpatching
+        assert torch.equal(weight, before[key])
+    assert torch.equal(forward(patcher), plain)
+
+    by_hand = patcher.model.diffusion_model.state_dict()
+    try:
+        for key, weight in expected.items():
+            by_hand[key].copy_(weight)
+        close(styled, forward(patcher), 2e-5)
+    finally:
+        for key, weight in before.items():
+            by_hand[key].copy_(weight)
+    assert (styled - plain).abs().max() > 1e-3  # the LoRA does something
+
+
+def test_the_model_that_came_in_stays_bit_identical(patcher):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    before = parameters(patcher)
+    uuid = patcher.patches_uuid
+    patched = apply_merged(patcher, lora_for(patcher), 1.0)
+    assert patched is not patcher
+    assert not patcher.patches
+    assert patcher.patches_uuid == uuid
+    assert patched.patches
+    for key, weight in parameters(patcher).items():
+        assert torch.equal(weight, before[key])
+
+
+def test_two_applications_add_up(patcher):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    one, two = lora_for(patcher, seed=3), lora_for(patcher, seed=4, rank=5)
+    expected = dense(dense(parameters(patcher), one, 0.5), two, -1.5)
+    with loaded(apply_merged(apply_merged(patcher, one, 0.5), two, -1.5)) as both:
+        for key, weight in parameters(both).items():
+            close(weight, expected[key], 1e-6)
+
+
+def test_fused_and_sliced_layers_give_the_same(patcher):
+    from i2l.i2l_core.host.patch import apply_merged, weights_of
+
+    lora = lora_for(patcher)
+    widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
+    fused = fuse_rows(lora, widths)
+    assert fused.n_layers < lora.n_layers
+    expected = dense(parameters(patcher), lora, 1.0)
+    with loaded(apply_merged(patcher, fused, 1.0)) as patched:
+        for key, weight in parameters(patched).items():
+            close(weight, expected[key], 1e-6)
+
+
+def test_the_stock_loader_gives_the_same_weights(patcher):
+    """The tensors on LORA_MODEL sockets, and so in files, mean to ComfyUI what they mean to us."""
+    import comfy.sd
+
+    from i2l.i2l_core.host.patch import apply_merged, weights_of
+    from i2l.i2l_core.lora_file import to_state_dict
+
+    lora = lora_for(patcher)
+    widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
+    stock, _ = comfy.sd.load_lora_for_models(patcher, None, to_state_dict(fuse_rows(lora, widths)), 0.8, 0.0)
+    assert stock is not None
+    assert len(stock.patches) == len({target.weight for target in lora.layers})
+    with loaded(stock):
+        theirs = parameters(stock)
+    with loaded(apply_merged(patcher, lora, 0.8)) as patched:
+        for key, weight in parameters(patched).items():
+            close(weight, theirs[key], 1e-6)
+
+
+def test_strength_zero_leaves_the_weights(patcher):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    patched = apply_merged(patcher, lora_for(patcher), 0.0)
+    assert patched is not patcher
+    assert not patched.patches
+
+
+def test_the_base_model_is_recognised(host):
+    from i2l.i2l_core.host.patch import apply_merged, base_model_of
+
+    tiny = build("lumina2")
+    assert base_model_of(tiny).id == "i2l-tiny"
+    assert apply_merged(tiny, lora_for(tiny, base_model="i2l-tiny"), 1.0).patches
+
+
+def test_another_base_model_is_refused_naming_both(patcher):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    with pytest.raises(I2LError) as error:
+        apply_merged(patcher, lora_for(patcher, base_model="flux2-klein-4b"), 1.0)
+    assert "FLUX.2 klein 4B (flux2-klein-4b)" in str(error.value)
+    assert "tiny demo model" in str(error.value) or "FLUX.2 class" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not patcher.patches
+
+
+def change(lora: LoRA, **layers: LowRank) -> LoRA:
+    return LoRA({**lora.layers, **{Target(name.replace("__", ".")): layer for name, layer in layers.items()}})
+
+
+def test_what_does_not_fit_is_named(patcher):
+    from i2l.i2l_core.host.patch import apply_merged, report
+
+    lora = lora_for(patcher)
+    odd = LowRank(torch.zeros(1, 2), torch.zeros(3, 1))
+    wrong = change(lora, **{f"nowhere__{i}": odd for i in range(7)})
+    found = report(wrong, patcher)
+    assert str(found).startswith(f"{lora.n_layers} of {lora.n_layers + 7} LoRA layers")
+    with pytest.raises(I2LError) as error:
+        apply_merged(patcher, wrong, 1.0)
+    assert [f"nowhere.{i}" in str(error.value) for i in range(7)] == [True] * 5 + [False] * 2
+    assert not patcher.patches
+
+    target = next(target for target in lora.layers if target.rows is None)
+    with pytest.raises(I2LError, match=r"layer 3x2, weight \d+x\d+"):
+        apply_merged(patcher, LoRA({**lora.layers, target: odd}), 1.0)
+    with pytest.raises(I2LError, match=r"0 of 1 LoRA layers on 0 weights\. Not placed: nowhere"):
+        apply_merged(patcher, LoRA({Target("nowhere"): odd}), 1.0)
+
+
+def test_rows_outside_the_weight_are_refused(patcher):
+    """The host would fail only when it loads the weights."""
+    from i2l.i2l_core.host.patch import apply_merged
+
+    lora = lora_for(patcher)
+    target = next(target for target in lora.layers if target.rows)
+    layer = lora.layers[target]
+    with pytest.raises(I2LError, match="Not placed"):
+        apply_merged(patcher, LoRA({Target(target.weight, (layer.d_out * 3 - 1, layer.d_out)): layer}), 1.0)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
+def test_a_strength_that_is_no_number_is_refused(patcher, strength):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    with pytest.raises(I2LError, match="strength must be a finite number"):
+        apply_merged(patcher, lora_for(patcher), strength)
+
+
+def test_nan_in_the_lora_is_refused(patcher):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    lora = lora_for(patcher)
+    target, layer = next(iter(lora.layers.items()))
+    bad = LowRank(layer.down, layer.up * float("nan"))
+    with pytest.raises(I2LError, match="NaN or infinite"):
+        apply_merged(patcher, LoRA({**lora.layers, target: bad}), 1.0)
+    assert not patcher.patches
+
+
+def test_what_the_host_refuses_is_an_error(patcher, monkeypatch):
+    from i2l.i2l_core.host.patch import apply_merged
+
+    def drops_one(self, patches, strength):
+        return list(patches)[1:]
+
+    monkeypatch.setattr(type(patcher), "add_patches", drops_one)
+    with pytest.raises(I2LError, match="ComfyUI refused 1 of"):
+        apply_merged(patcher, lora_for(patcher), 1.0)
+
+
+def test_the_report_counts_by_group(host):
+    from i2l.i2l_core.host.patch import report
+
+    tiny = build("lumina2")
+    text = str(report(lora_for(tiny), tiny))
+    assert text.startswith("69 of 69 LoRA layers on 53 weights: ")
+    assert "layers 48" in text
+    assert "noise_refiner 8" in text
+
+
+def test_bf16_weights_take_the_lora_to_rounding(host):
+    """The host adds in fp32 and rounds once, up or down at random; so one unit in the last place at most."""
+    from i2l.i2l_core.host.patch import apply_merged
+
+    tiny = build("lumina2", torch.bfloat16)
+    lora = lora_for(tiny)
+    before = parameters(tiny)
+    expected = dense(before, lora, 1.0)
+    with loaded(apply_merged(tiny, lora, 1.0)) as patched:
+        for key, weight in parameters(patched).items():
+            error = (weight.double() - expected[key]).abs()
+            assert bool((error <= expected[key].abs() * 2**-7 + 1e-6).all())
+    for key, weight in parameters(tiny).items():
+        assert torch.equal(weight, before[key])
