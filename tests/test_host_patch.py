@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -226,16 +228,18 @@ def test_fused_and_sliced_layers_give_the_same(patcher):
             close(weight, expected[key], 1e-6)
 
 
-def test_the_stock_loader_gives_the_same_weights(patcher):
-    """The tensors on LORA_MODEL sockets, and so in files, mean to ComfyUI what they mean to us."""
+def test_the_stock_loader_gives_the_same_weights_from_a_saved_file(patcher, tmp_path):
+    """All of it, the layers of FLUX.2 that the host drops under diffusers' names as well."""
     import comfy.sd
+    import comfy.utils
 
     from i2l.i2l_core.host.patch import apply_merged, weights_of
-    from i2l.i2l_core.lora_file import to_state_dict
+    from i2l.i2l_core.lora_file import save
 
     lora = lora_for(patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
-    stock, _ = comfy.sd.load_lora_for_models(patcher, None, to_state_dict(fuse_rows(lora, widths)), 0.8, 0.0)
+    saved = comfy.utils.load_torch_file(str(save(fuse_rows(lora, widths), tmp_path / "ink.safetensors")))
+    stock, _ = comfy.sd.load_lora_for_models(patcher, None, saved, 0.8, 0.0)
     assert stock is not None
     assert len(stock.patches) == len({target.weight for target in lora.layers})
     with loaded(stock):
@@ -360,4 +364,46 @@ def test_bf16_weights_take_the_lora_to_rounding(host):
             error = (weight.double() - expected[key]).abs()
             assert bool((error <= expected[key].abs() * 2**-7 + 1e-6).all())
     for key, weight in parameters(tiny).items():
+        assert torch.equal(weight, before[key])
+
+
+def quantised(kind: str):
+    """The tiny FLUX.2 as a quantised checkpoint, loaded by the host."""
+    import comfy.quant_ops
+    import comfy.sd
+
+    tensors = dict(build("flux2").model.diffusion_model.state_dict())
+    for key in [key for key in tensors if "blocks" in key and tensors[key].ndim == 2]:
+        layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors.pop(key), layout, scale="recalculate")
+        tensors.update(weight.state_dict(key))
+        note = json.dumps({"format": kind}).encode()
+        tensors[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(note), dtype=torch.uint8)
+    return comfy.sd.load_diffusion_model_state_dict(tensors)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("float8_e4m3fn", 0.05), ("nvfp4", 0.2)])
+def test_quantised_models_take_the_lora_to_their_rounding(host, kind, limit):
+    """Packed weights have other shapes than the layers they stand for; those of the layers count."""
+    from i2l.i2l_core.host.patch import apply_merged, weights_of
+
+    patcher = quantised(kind)
+    assert patcher is not None
+    plain = weights_of(build("flux2"))
+    assert weights_of(patcher) == plain
+
+    def weights(of) -> dict[str, torch.Tensor]:
+        named = of.model.diffusion_model.named_parameters()
+        return {k: (v.dequantize() if hasattr(v, "_qdata") else v.detach()).float().clone() for k, v in named}
+
+    before, lora = weights(patcher), lora_for(patcher)
+    expected = dense(before, lora, 30.0)
+    with loaded(apply_merged(patcher, lora, 30.0)) as patched:
+        after = weights(patched)
+    for key in {f"{target.weight}.weight" for target in lora.layers}:
+        change = expected[key] - before[key]
+        error = (after[key] - expected[key]).norm() / expected[key].norm()
+        assert error < limit, f"{key}: {error:.3f}"
+        assert change.norm() / expected[key].norm() > 2 * error  # what is seen is the LoRA, not the rounding
+    for key, weight in weights(patcher).items():
         assert torch.equal(weight, before[key])
