@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ def check_int(name: str, value: Any, largest: int) -> None:
 
 def check_number(name: str, value: Any, above: float, largest: float) -> None:
     """A finite number above `above` and up to `largest`."""
-    if type(value) not in (int, float) or not math.isfinite(value) or not above < value <= largest:
+    if type(value) not in (int, float) or not above < value <= largest:  # NaN compares false
         raise I2LError(f"{name} must be a number above {above} and up to {largest}, got {shown(value)}")
 
 

@@ -133,10 +133,6 @@ class VisionEncoder(nn.Module):
         if dtype is not None:
             self.model.to(dtype)
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.embeddings.patch_embedding.weight.device
-
     def encode(self, images: Sequence[Tensor], batch: int = 8) -> Tensor:
         """The tokens of all pictures, concatenated: (1, sum of T_i, D).
 
@@ -172,10 +168,13 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Preprocessed pictures (B, 3, h, w) of one size -> tokens (B, T, D), differentiable."""
-        pixels = pixels.to(self.device)
+        embeddings = self.model.embeddings
+        pixels = pixels.to(embeddings.patch_embedding.weight.device)
         if self.config.kind == SQUARE:
-            embeddings = self.model.embeddings  # the host may move parameters alone: let the buffer follow
-            embeddings.position_ids = embeddings.position_ids.to(self.device)
+            # the host may move parameters alone: let the buffer follow
+            embeddings.register_buffer(
+                "position_ids", embeddings.position_ids.to(pixels.device), persistent=False
+            )
             return self.model(pixels).last_hidden_state
         p = self.config.patch
         rows, columns = pixels.shape[2] // p, pixels.shape[3] // p
@@ -227,5 +226,6 @@ def _build(config: EncoderConfig, device: torch.device) -> Any:
     if config.kind == SQUARE:
         count = (config.config["image_size"] // config.patch) ** 2
         real = "cpu" if device.type == "meta" else device
-        model.embeddings.position_ids = torch.arange(count, device=real)[None]
+        ids = torch.arange(count, device=real)[None]
+        model.embeddings.register_buffer("position_ids", ids, persistent=False)
     return model.eval()

@@ -1,0 +1,236 @@
+"""Predictor files: one safetensors file that rebuilds predictor and vision encoder by itself.
+
+Tensors are named "predictor.*" and "encoder.*". The metadata entry "i2l" is JSON:
+
+    {"format": "i2l-predictor", "version": 1, "family": "query", "base_model": {"id": ...}, "about": {...},
+     "predictor": {QueryConfig}, "encoder": {EncoderConfig}}
+
+Reading is strict, allocates nothing that the file does not hold, and never unpickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..checks import check_entries, listed, shown
+from ..encoders import EncoderConfig, VisionEncoder
+from ..errors import I2LError
+from .identify import describe_bytes, describe_tensors
+from .query import QueryConfig, QueryPredictor
+from .registry import family_named, family_of
+
+METADATA_KEY = "i2l"
+FORMAT = "i2l-predictor"
+VERSION = 1
+
+_REQUIRED = ("format", "version", "family", "base_model", "predictor", "encoder")
+_DTYPES = ("F32", "F16", "BF16")  # as safetensors names them
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedPredictor:
+    """A predictor, the encoder it was trained with, and what the file says about both.
+
+    `meta`: {"base_model": {"id": ..., ...}, "about": {...}}; "about" is free text for people.
+    """
+
+    config: QueryConfig
+    predictor: QueryPredictor
+    encoder: VisionEncoder
+    meta: dict[str, Any]
+    name: str  # of the file, without its extension
+
+    @property
+    def base_model(self) -> str:
+        """id of the base model that the predicted LoRAs are for"""
+        return self.meta["base_model"]["id"]
+
+
+@dataclass(frozen=True, eq=False)
+class PredictorHeader:
+    """What a predictor file says before a tensor is read: its metadata, and shapes and dtypes by name."""
+
+    metadata: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+
+def save_predictor(
+    path: str | Path, predictor: QueryPredictor, encoder: VisionEncoder, meta: Mapping[str, Any]
+) -> None:
+    """Write a predictor file, whole or not at all; a file of that name is replaced.
+
+    `meta`: {"base_model": {"id": ...}} and optionally "about", a JSON object.
+    Raises I2LError when a tensor is not finite, the parts do not fit each other, or the disk refuses.
+    """
+    path = Path(path)
+    meta = check_entries("meta", meta, ("base_model",), ("about",))
+    _check_parts(meta, predictor.config, encoder.config)
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "family": family_of(predictor),
+        "base_model": meta["base_model"],
+        "about": meta.get("about", {}),
+        "predictor": predictor.config.to_json(),
+        "encoder": encoder.config.to_json(),
+    }
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _tensors(predictor, encoder).items()
+    }
+    for name, tensor in tensors.items():
+        _check_finite(name, tensor)
+    header = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False, allow_nan=False)}
+    temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
+    try:
+        save_file(tensors, temporary, header)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise I2LError(
+            f"cannot save {path}: {error}. Nothing was changed; check the folder and its space"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after success; and the first error is the one to tell
+            temporary.unlink()
+
+
+def peek(path: str | Path) -> PredictorHeader:
+    """The header of a predictor file, for listing. Checks format, version and family.
+
+    Raises I2LError naming the file when it is damaged, or something else: then it says what it seems to be.
+    """
+    with _opened(Path(path)) as file:
+        return _header(file)
+
+
+def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredictor:
+    """Read a predictor file: on the CPU, in the dtypes of the file, the encoder frozen.
+
+    `ops` as for QueryPredictor. Raises I2LError naming the file when it is damaged, is something else, was
+    written by another version, describes an impossible network, does not hold exactly its tensors, or holds
+    NaN or infinity.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        header = _header(file)
+        about = header.metadata
+        family = family_named(about["family"])
+        config = family.config.from_json(about["predictor"])
+        encoder_config = EncoderConfig.from_json(about["encoder"])
+        meta = {"base_model": about["base_model"], "about": about.get("about", {})}
+        _check_parts(meta, config, encoder_config)
+
+        # the network as described, without memory, must be what the header lists, before any tensor is read
+        predictor = family.predictor(config, device="meta")
+        encoder = VisionEncoder(encoder_config, device="meta")
+        _check_tensors(header, _tensors(predictor, encoder))
+        if ops is not nn:
+            predictor = family.predictor(config, device="meta", ops=ops)
+
+        tensors = {name: file.get_tensor(name) for name in header.shapes}
+        for name, tensor in tensors.items():
+            _check_finite(name, tensor)
+        predictor.load_state_dict(_part(tensors, "predictor."), strict=True, assign=True)
+        encoder.model.load_state_dict(_part(tensors, "encoder."), strict=True, assign=True)
+    return LoadedPredictor(config, predictor.eval(), encoder.eval().requires_grad_(False), meta, path.stem)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; errors inside get the file's name in front."""
+    try:
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise I2LError(f"expected a predictor file, but {describe_bytes(path, error)}") from error
+    except I2LError as error:
+        raise I2LError(f"{path.name}: {error}") from error
+
+
+def _header(file: Any) -> PredictorHeader:
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise I2LError(f"expected a predictor file, but {describe_tensors(shapes, metadata)}")
+    try:
+        about = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise I2LError(f"its metadata is damaged ({error}); download it again") from error
+    if not isinstance(about, dict):
+        raise I2LError(f"its metadata must be a JSON object, got {type(about).__name__}")
+    if about.get("format") != FORMAT:
+        if about.get("format") == "i2l-lora":
+            raise I2LError("expected a predictor file, but it is a LoRA; put it into models/loras")
+        raise I2LError(f"expected the format {FORMAT}, got {shown(about.get('format'))}")
+    if type(about.get("version")) is not int or about["version"] != VERSION:
+        found = shown(about.get("version"))
+        raise I2LError(f"predictor file version {found} is not known (known: {VERSION}); update ComfyUI-i2L")
+    about = check_entries("its metadata", about, _REQUIRED, ("about",))
+    family_named(about["family"])
+    return PredictorHeader(about, shapes, {name: part.get_dtype() for name, part in slices.items()})
+
+
+def _check_parts(meta: Mapping[str, Any], config: QueryConfig, encoder: EncoderConfig) -> None:
+    base = meta["base_model"]
+    name = base.get("id") if isinstance(base, Mapping) else None
+    if not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise I2LError("base_model must be a JSON object with the id of a base model")
+    if not isinstance(meta.get("about", {}), Mapping):
+        raise I2LError(f"about must be a JSON object, got {type(meta['about']).__name__}")
+    if config.token_dim != encoder.token_dim:
+        raise I2LError(
+            f"the predictor reads tokens of width {config.token_dim}, its encoder gives {encoder.token_dim}"
+        )
+
+
+def _tensors(predictor: nn.Module, encoder: VisionEncoder) -> dict[str, Tensor]:
+    """Every tensor of a file, under its name."""
+    parts = {"predictor.": predictor, "encoder.": encoder.model}
+    return {
+        prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()
+    }
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_tensors(header: PredictorHeader, expected: Mapping[str, Tensor]) -> None:
+    shapes = header.shapes
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - shapes.keys())]
+    problems += [f"{name} is not expected" for name in sorted(shapes.keys() - expected.keys())]
+    problems += [
+        f"{name} expected {tuple(tensor.shape)}, got {shapes[name]}"
+        for name, tensor in expected.items()
+        if name in shapes and shapes[name] != tuple(tensor.shape)
+    ]
+    if problems:
+        raise I2LError(f"its tensors are not those its metadata describes: {listed(problems)}")
+    for prefix in ("predictor.", "encoder."):
+        found = {dtype for name, dtype in header.dtypes.items() if name.startswith(prefix)}
+        if len(found) != 1 or not found <= set(_DTYPES):
+            one = " or ".join(_DTYPES)
+            raise I2LError(f"the {prefix}* tensors must all be {one}, got {listed(sorted(found))}")
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise I2LError(f"{name} holds NaN or infinite values; the file is damaged or its training diverged")
