@@ -1,8 +1,8 @@
 """How long the pack keeps ComfyUI from starting: `python -m bench.startup --json`.
 
-The figure is the server's own: the "Import times for custom nodes" line that it logs for this pack, the median
-of a few starts. That line has one decimal, so the same import is also timed finely, each time in a fresh Python
-that has imported what the host has by then and loads the pack as the host does.
+The figure is the server's own: the "Import times for custom nodes" line that it logs for this pack, the
+median of a few starts. That line has one decimal, so the same import is also timed finely, each time in a new
+Python that has imported what the host has by then and loads the pack as the host does.
 """
 
 from __future__ import annotations

@@ -147,10 +147,14 @@ class ComfyClient:
         Raises PromptRefused, or ComfyError after `timeout` seconds. An error inside a node is not raised:
         it is in `Result.error`.
         """
+        import aiohttp
+
         try:
             return asyncio.run(asyncio.wait_for(self._queue(prompt, on_event), timeout))
         except asyncio.TimeoutError:
             raise ComfyError(f"The prompt did not end within {timeout:.0f} s.") from None
+        except aiohttp.ClientError as error:
+            raise ComfyError(f"The connection to ComfyUI broke: {type(error).__name__}: {error}.") from error
 
     async def _queue(self, prompt: Prompt, on_event: Callable[[Event], None] | None) -> Result:
         import aiohttp
