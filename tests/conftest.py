@@ -7,6 +7,7 @@ host's module.
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import types
 from collections.abc import Iterator
@@ -39,15 +40,12 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """Every test starts from the same random state."""
-    import random
-
-    import numpy
-    import torch
-
+    """Every test starts from the same random state. What a test has not imported is not loaded for it."""
     random.seed(0)
-    numpy.random.seed(0)
-    torch.manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ SOFT_INK = (92, 92, 98)
 MARGIN = 56
 GAP = 16  # between pictures
 SECTION_GAP = 72
-TITLE_SIZE, STYLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 40, 30, 22, 22
+TITLE_SIZE, STYLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 46, 36, 26, 26
 COLUMNS = ("references", "without LoRA", "with LoRA")
 SECTIONS_A_LINE = 3
 
@@ -100,9 +100,13 @@ def _draw_section(
         draw.text((x, top + _line(STYLE_SIZE)), label, SOFT_INK, _font(LABEL_SIZE))
     top += layout.head
     height = len(section.rows) * layout.row_height - GAP
-    panel = (left, top - GAP // 2, left + cell + GAP, top + height + GAP // 2)
+    side, in_line = _reference_grid(len(section.references), cell, height)
+    used = math.ceil(len(section.references) / in_line) * (side + GAP) - GAP
+    panel = (left, top - GAP // 2, left + cell + GAP, top + used + GAP // 2)
     draw.rounded_rectangle(panel, radius=10, fill=PANEL)
-    _draw_references(sheet, section.references, columns[0], top, cell, height)
+    for number, picture in enumerate(section.references):
+        line, column = divmod(number, in_line)
+        _paste(sheet, picture, columns[0] + column * (side + GAP), top + line * (side + GAP), side)
     for row in section.rows:
         _paste(sheet, row.without, columns[1], top, cell)
         _paste(sheet, row.with_lora, columns[2], top, cell)
@@ -114,20 +118,15 @@ def _draw_section(
         top += layout.row_height
 
 
-def _draw_references(
-    sheet: Image.Image, pictures: Sequence[Image.Image], left: int, top: int, width: int, height: int
-) -> None:
-    """As large as they fit: one column if there is room, else two, three, ..."""
-    columns = 1
+def _reference_grid(count: int, width: int, height: int) -> tuple[int, int]:
+    """(side of a picture, pictures in a line): as large as fits, in one column if possible."""
+    in_line = 1
     while True:
-        side = (width - (columns - 1) * GAP) // columns
-        lines = math.ceil(len(pictures) / columns)
-        if lines * side + (lines - 1) * GAP <= height or side <= GAP:
-            break
-        columns += 1
-    for number, picture in enumerate(pictures):
-        line, column = divmod(number, columns)
-        _paste(sheet, picture, left + column * (side + GAP), top + line * (side + GAP), side)
+        side = (width - (in_line - 1) * GAP) // in_line
+        lines = math.ceil(count / in_line)
+        if lines * (side + GAP) - GAP <= height or side <= GAP:
+            return side, in_line
+        in_line += 1
 
 
 def _paste(sheet: Image.Image, picture: Image.Image, left: int, top: int, side: int) -> None:

@@ -1,7 +1,7 @@
 """`make demo`: style pictures from the shipped references, on a real ComfyUI, and say where they are.
 
-Starts ComfyUI on folders of its own, queues a workflow file of this pack as the front end would, and draws every
-prompt with the same seed without the LoRA and with that of each style. Writes only into demo_output/ (or --out).
+Starts ComfyUI on folders of its own, queues a workflow file of this pack as the front end would, and draws
+every prompt with the same seed, without the LoRA and with that of each style. Writes only into demo_output/.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _read_workflow(path: Path) -> dict[str, Any]:
 
 
 def reference_sets(folder: Path, styles: Sequence[str] | None = None) -> dict[str, list[Path]]:
-    """Style -> its pictures: NAME_1.png, NAME_2.png, ... are one style. Raises GraphError when there is none."""
+    """Style -> its pictures: NAME_1.png, NAME_2.png, ... are one style. GraphError when there is none."""
     sets: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.png")):
         sets.setdefault(re.sub(r"[-_ ]*\d+$", "", path.stem) or path.stem, []).append(path)
@@ -146,7 +146,7 @@ def _draw(
     prompts: Sequence[str],
     folder: Path,
 ) -> list[Any]:
-    """Draw every prompt without LoRA and with that of every style; save the pictures. The sheet's sections."""
+    """Draw and save every prompt without LoRA and with that of every style. Returns the sheet's sections."""
     from PIL import Image
 
     from .contact_sheet import Row, Section
