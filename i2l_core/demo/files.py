@@ -1,0 +1,90 @@
+"""The weights that ship with the pack: which files, how they are written and read outside the host."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import I2LError
+from .autoencoder import PatchBasis, build_decoder, build_encoder, host_weights
+from .backbone import Backbone, BackboneConfig
+from .judge import Judge
+from .text import TextEncoder
+
+WEIGHTS = Path(__file__).parent / "weights"
+BACKBONE, VAE, PREDICTOR, JUDGE = (
+    "backbone.safetensors",
+    "vae.safetensors",
+    "predictor.safetensors",
+    "judge.safetensors",
+)
+
+
+def save_backbone(folder: Path, backbone: Backbone, text: TextEncoder) -> Path:
+    """bfloat16; tensors "backbone.*" under the host's names and "text.*"; the config in the metadata."""
+    tensors = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
+    tensors |= {f"text.{k}": v for k, v in text.state_dict().items()}
+    meta = {"format": "i2l-demo-backbone", "version": 1, "config": asdict(backbone.config)}
+    return _save(folder / BACKBONE, tensors, meta, torch.bfloat16)
+
+
+def load_backbone(folder: Path = WEIGHTS) -> tuple[Backbone, TextEncoder]:
+    """The training-side networks in float32."""
+    tensors, meta = read(folder / BACKBONE)
+    config = meta["config"]
+    backbone = Backbone(BackboneConfig(**{**config, "axes_dims": tuple(config["axes_dims"])}))
+    text = TextEncoder()
+    for net, prefix in ((backbone, "backbone."), (text, "text.")):
+        net.load_state_dict({k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)})
+    return backbone.eval(), text.eval()
+
+
+def save_vae(folder: Path, basis: PatchBasis, decoder: nn.Module) -> Path:
+    """float16 would round the encoder's exact map, so the encoder stays float32 (it is sparse: compresses well)."""
+    return _save(folder / VAE, host_weights(basis, decoder), {"format": "i2l-demo-vae", "version": 1}, None)
+
+
+def load_vae(folder: Path = WEIGHTS) -> tuple[nn.Sequential, nn.Sequential]:
+    """(encoder, decoder) between pictures (B, 3, H, W) in 0..1 and model latents, float32."""
+    tensors, _ = read(folder / VAE)
+    encoder, decoder = build_encoder(), build_decoder()
+    for net, prefix in ((encoder, "taesd_encoder."), (decoder, "taesd_decoder.")):
+        net.load_state_dict({k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)})
+    return encoder.eval(), decoder.eval()
+
+
+def save_judge(folder: Path, judge: Judge) -> Path:
+    return _save(
+        folder / JUDGE, dict(judge.state_dict()), {"format": "i2l-demo-judge", "version": 1}, torch.bfloat16
+    )
+
+
+def load_judge(folder: Path = WEIGHTS) -> Judge:
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in read(folder / JUDGE)[0].items()})
+    return judge.eval()
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """All tensors and the metadata entry "i2l". Raises I2LError if the pack was installed without its weights."""
+    if not path.is_file():
+        raise I2LError(
+            f"the tiny world lacks {path.name} in {path.parent}: install the pack again, with its weights"
+        )
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
+            (file.metadata() or {}).get("i2l", "{}")
+        )
+
+
+def _save(path: Path, tensors: dict[str, Tensor], meta: dict, dtype: torch.dtype | None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in tensors.items()}
+    save_file(kept, path, {"i2l": json.dumps(meta)})
+    return path

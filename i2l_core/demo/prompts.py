@@ -1,0 +1,50 @@
+"""The language of the tiny world: prompts from contents and styles, and the word tokens of a prompt."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from .content import COUNTS, PLACES, SUBJECTS, Content
+from .style import HUE_NAMES, TECHNIQUES, Style, hue_name
+
+TOKENS = 16  # every prompt is this long, so that cond and uncond always share one batch
+PAD, UNKNOWN = 0, 1
+_GLUE = ("on", "the", "at", "in", "a", "of", "and", "with", "picture")
+_PLURALS = {"stars": "star", "hearts": "heart", "moons": "moon", "flowers": "flower", "trees": "tree"} | {
+    "houses": "house",
+    "mushrooms": "mushroom",
+    "an": "a",
+    "watercolor": "watercolour",
+    "centre": "middle",
+    "center": "middle",
+    "1": "one",
+    "2": "two",
+    "3": "three",
+}
+VOCABULARY = ("<pad>", "<unknown>", *COUNTS, *SUBJECTS, *PLACES, *TECHNIQUES, *HUE_NAMES, *_GLUE)
+_IDS = {word: i for i, word in enumerate(VOCABULARY)}
+
+
+def content_prompt(content: Content) -> str:
+    """Say what is in the picture: "two fish on the left"."""
+    place = PLACES[content.place]
+    where = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+    return f"{COUNTS[content.count]} {SUBJECTS[content.subject]} {where.get(place, 'in the middle')}"
+
+
+def style_prompt(style: Style) -> str:
+    """The part of a style that words can say: "neon, pink on blue". The rest only a picture shows."""
+    return f"{style.name}, {hue_name(style.figure_hue)} on {hue_name(style.ground_hue)}"
+
+
+def tokenise(text: str) -> list[int]:
+    """TOKENS ids; words of no meaning here become UNKNOWN, what is too long is cut. Both are logged."""
+    words = [_PLURALS.get(w, w) for w in re.findall(r"\w+", text.lower())]
+    unknown = sorted({w for w in words if w not in _IDS})
+    if unknown:
+        logging.info("i2L demo: the tiny world does not know %s", ", ".join(unknown[:5]))
+    if len(words) > TOKENS:
+        logging.info("i2L demo: prompt cut after %d words", TOKENS)
+    ids = [_IDS.get(w, UNKNOWN) for w in words[:TOKENS]]
+    return ids + [PAD] * (TOKENS - len(ids))

@@ -1,0 +1,54 @@
+"""Sampling the tiny world without a host: what KSampler does with euler and the simple scheduler, in a batch.
+
+For training sheets and for measurements over hundreds of styles, each row of a batch with its own LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone, LayerPair
+
+_TABLE = 1000  # noise levels in the host's table
+SHIFT = 3.0  # of the Z-Image class in the host
+
+
+@dataclass(frozen=True)
+class Sampling:
+    steps: int = 20
+    cfg: float = 3.0
+
+    def sigmas(self) -> Tensor:
+        """Noise levels (steps + 1,), from 1 down to 0."""
+        indices = torch.tensor([_TABLE - int(i * _TABLE / self.steps) for i in range(self.steps)])
+        u = indices / _TABLE
+        return torch.cat([SHIFT * u / (1 + (SHIFT - 1) * u), torch.zeros(1)])
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    noise: Tensor,
+    context: Tensor,
+    negative: Tensor,
+    sampling: Sampling,
+    lora: Mapping[str, LayerPair] | None = None,
+    negative_lora: Mapping[str, LayerPair] | None = None,
+) -> Tensor:
+    """Noise (B, C, H, W) -> latents. `lora` acts on the positive branch, `negative_lora` on the negative one.
+
+    For symmetric guidance (what a merged LoRA does) pass the same for both.
+    """
+    x, sigmas = noise, sampling.sigmas()
+    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        level = now.expand(len(x))
+        v = backbone(x, level, context, lora)
+        if sampling.cfg != 1:
+            v_negative = backbone(x, level, negative, negative_lora)
+            v = v_negative + sampling.cfg * (v - v_negative)
+        x = x + (then - now) * v
+    return x

@@ -1,0 +1,1 @@
+"""Training: `python -m i2l_core.train STAGE` from the repository's root."""

@@ -1,0 +1,162 @@
+"""`python -m i2l_core.train STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
+
+Stages in order: pool, vision, judge, backbone, decoder, predictor. Each resumes from `.runs/STAGE`, writes its
+losses to `.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..demo import files
+from ..demo.backbone import BackboneConfig
+from ..encoders import VisionEncoder
+from ..predictors.checkpoint import load_predictor, save_predictor
+from . import backbone, data, decoder, predictor, vision
+from .run import Plan, Run
+
+RUNS = Path(".runs")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and plans of all stages."""
+
+    backbone: BackboneConfig
+    plans: dict[str, Plan]
+    hidden: int  # of the predictor
+    blocks: int
+    rank: int
+
+
+PRESETS = {
+    "cpu": Preset(
+        BackboneConfig(),
+        {
+            "vision": Plan(steps=700, batch=64, lr=2e-3, seed=21),
+            "judge": Plan(steps=900, batch=64, lr=2e-3, seed=31),
+            "backbone": Plan(steps=2000, batch=64, lr=2e-3, seed=11),
+            "decoder": Plan(steps=900, batch=12, lr=1.5e-3, seed=41, save_every=100),
+            "predictor": Plan(steps=1500, batch=8, lr=1e-3, seed=51, warmup=50, average=0.99, save_every=100),
+        },
+        hidden=256, blocks=3, rank=4,
+    ),
+    "gpu": Preset(
+        BackboneConfig(),
+        {
+            "vision": Plan(steps=4000, batch=256, lr=2e-3, seed=21),
+            "judge": Plan(steps=6000, batch=256, lr=2e-3, seed=31),
+            "backbone": Plan(steps=40000, batch=256, lr=2e-3, seed=11, average=0.9995),
+            "decoder": Plan(steps=20000, batch=64, lr=1.5e-3, seed=41),
+            "predictor": Plan(steps=20000, batch=32, lr=1e-3, seed=51, average=0.998),
+        },
+        hidden=256, blocks=4, rank=8,
+    ),
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m i2l_core.train", description=__doc__)
+    parser.add_argument("stage", choices=["pool", *PRESETS["cpu"].plans])
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument(
+        "--steps", type=int, help="another number of steps; the fall of the learning rate moves with it"
+    )
+    parser.add_argument("--export", action="store_true", help="write the averaged weights into the pack")
+    parser.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="do without torch.compile, for machines that lack a compiler",
+    )
+    options = parser.parse_args(argv)
+    torch.set_flush_denormal(True)  # dying activations must not slow the CPU down
+    preset = PRESETS[options.preset]
+    if options.stage == "pool":
+        data.train_pool()
+        data.test_pool()
+        return
+    plan = preset.plans[options.stage]
+    plan = replace(plan, steps=options.steps) if options.steps else plan
+    _STAGES[options.stage](preset, plan, not options.no_compile, options.export)
+
+
+def _vision(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+    vision.train_encoder(RUNS / "vision", plan)
+
+
+def _judge(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+    run, judge = vision.train_judge(RUNS / "judge", plan)
+    if export:
+        run.load_average()
+        _report(files.save_judge(files.WEIGHTS, judge))
+
+
+def _backbone(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+    run, net, text = backbone.train(RUNS / "backbone", plan, preset.backbone, compiled)
+    if export:
+        run.load_average()
+        _report(files.save_backbone(files.WEIGHTS, net, text))
+
+
+def _decoder(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+    basis = backbone.pool_basis()
+    run, net = decoder.train(RUNS / "decoder", plan, basis)
+    if export:
+        run.load_average()
+        _report(files.save_vae(files.WEIGHTS, basis, net))
+
+
+def _predictor(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+    net, text = files.load_backbone()
+    encoder = _trained_encoder(preset)
+    config = predictor.predictor_config(
+        net.config, encoder.config.token_dim, preset.hidden, preset.blocks, preset.rank
+    )
+    run, hyper = predictor.train(
+        RUNS / "predictor",
+        plan,
+        predictor.Pairing(),
+        net,
+        text,
+        encoder,
+        config,
+        backbone.pool_basis(),
+        compiled,
+    )
+    if export:
+        run.load_average()
+        path = files.WEIGHTS / files.PREDICTOR
+        about = {"title": "tiny world", "steps": str(run.step)}
+        save_predictor(
+            path, hyper.bfloat16(), encoder.bfloat16(), {"base_model": {"id": "i2l-tiny"}, "about": about}
+        )
+        load_predictor(path)
+        _report(path)
+
+
+def _trained_encoder(preset: Preset) -> VisionEncoder:
+    """The encoder of stage `vision`, rebuilt from its finished run."""
+    run, encoder = vision.train_encoder(RUNS / "vision", preset.plans["vision"])
+    run.load_average()
+    return encoder.requires_grad_(False).eval()
+
+
+def _report(path: Path) -> None:
+    sys.stderr.write(f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
+
+
+_STAGES = {
+    "vision": _vision,
+    "judge": _judge,
+    "backbone": _backbone,
+    "decoder": _decoder,
+    "predictor": _predictor,
+}
+
+if __name__ == "__main__":
+    main()

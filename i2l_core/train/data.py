@@ -1,0 +1,52 @@
+"""What the stages train on: the pool's latents, and prompts drawn for its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..demo.autoencoder import PatchBasis
+from ..demo.content import Content
+from ..demo.pool import Pool, PoolConfig, open_pool
+from ..demo.prompts import content_prompt, style_prompt, tokenise
+from ..demo.style import Style
+
+POOL_FOLDER = Path(".runs/pool")
+TRAIN_POOL = PoolConfig(styles=6000, per_style=8, seed=1, held_out=False)
+TEST_POOL = PoolConfig(styles=192, per_style=8, seed=2, held_out=True)
+
+
+def train_pool() -> Pool:
+    return open_pool(POOL_FOLDER, TRAIN_POOL)
+
+
+def test_pool() -> Pool:
+    return open_pool(POOL_FOLDER, TEST_POOL)
+
+
+def latents_of(pool: Pool, basis: PatchBasis, block: int = 250) -> Tensor:
+    """Latents of a whole pool (styles, per_style, 16, 16, 16) float16: a tenth of the pictures' size."""
+    out = []
+    for start in range(0, len(pool.styles), block):
+        pictures = torch.from_numpy(pool.pictures[start : start + block].copy()).flatten(0, 1).float() / 255
+        out.append(basis.encode(pictures).half())
+    return torch.cat(out).unflatten(0, (len(pool.styles), -1))
+
+
+def draw_prompt(content: Content, style: Style, rng: np.random.Generator) -> str:
+    """Prompts with and without words for the style, of the style alone, and none at all (for guidance)."""
+    u = rng.uniform()
+    if u < 0.10:
+        return ""
+    if u < 0.55:
+        return content_prompt(content)
+    if u < 0.95:
+        return f"{content_prompt(content)}, {style_prompt(style)}"
+    return style_prompt(style)
+
+
+def token_ids(prompts: list[str]) -> Tensor:
+    return torch.tensor([tokenise(p) for p in prompts])
