@@ -115,6 +115,8 @@ class ComfyServer:
         command = [str(self.host.python), "-c", _LAUNCHER, *self.command()]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
+        if not self.host.own:
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"  # not a file in somebody's installation, not even a cache
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
