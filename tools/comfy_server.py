@@ -116,7 +116,7 @@ class ComfyServer:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
         if not self.host.own:
-            environment["PYTHONDONTWRITEBYTECODE"] = "1"  # not a file in somebody's installation, not even a cache
+            environment["PYTHONDONTWRITEBYTECODE"] = "1"  # not even a cache file in somebody's installation
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
