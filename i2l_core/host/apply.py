@@ -1,0 +1,104 @@
+"""Whatever a LORA_MODEL socket brings, applied to a MODEL: our own predictions, and the LoRAs of core nodes.
+
+Those of core nodes may be of any kind that the host reads (LoKr, DoRA, full differences, diffusers' names),
+so the host reads them. It skips what it cannot place, and only logs a wrong shape: here both are errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from comfy.weight_adapter.lora import LoRAAdapter
+from torch import Tensor
+
+from ..checks import check_number, listed
+from ..errors import I2LError
+from .lora_model import PredictedLoRA
+from .patch import apply_merged, report
+
+
+def apply_lora_model(model: ModelPatcher, value: Any, strength: float) -> tuple[ModelPatcher, str]:
+    """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
+
+    Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole.
+    """
+    if isinstance(value, PredictedLoRA):
+        return apply_merged(model, value.lora, strength), str(report(value.lora, model))
+    if not isinstance(value, Mapping):
+        raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
+    return _apply_foreign(model, value, strength)
+
+
+class _Recorder(dict[str, Tensor]):
+    """A dict that remembers which of its values were read."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Tensor:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+
+def _apply_foreign(
+    model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float
+) -> tuple[ModelPatcher, str]:
+    check_number("strength", strength, float("-inf"), float("inf"))
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    recorder = _Recorder(comfy.lora_convert.convert_lora(dict(tensors)))
+    patches = comfy.lora.load_lora(recorder, names, log_missing=False)
+    unread = sorted(recorder.keys() - recorder.read)
+    if unread or not patches:
+        raise I2LError(
+            f"the LoRA does not fit this MODEL: {len(unread)} of its {len(recorder)} tensors match no weight "
+            f"({listed(unread) or 'it is empty'}); use a LoRA that was made for this model"
+        )
+    broken = [name for name, tensor in recorder.items() if not tensor.isfinite().all()]
+    if broken:
+        raise I2LError(f"the LoRA holds NaN or infinite values in {listed(broken)}; train or export it again")
+    weights = model.model.state_dict()
+    wrong = [problem for key, patch in patches.items() if (problem := _problem(key, patch, weights))]
+    if wrong:
+        raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
+
+    patched = model.clone()
+    if strength == 0:
+        return patched, "strength 0: nothing is applied"
+    refused = patches.keys() - set(patched.add_patches(patches, strength))
+    if refused:
+        raise I2LError(
+            f"ComfyUI refused {len(refused)} of {len(patches)} LoRA layers: {listed(map(str, refused))}"
+        )
+    return patched, f"{len(patches)} LoRA layers, all of them placed"
+
+
+def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:
+    """Why a patch cannot go to its weight, or nothing. Only kinds whose size can be told are checked."""
+    name, offset = (key, None) if isinstance(key, str) else (key[0], key[1])
+    if name not in weights:
+        return f"{name} (the model has no such weight)"
+    shape = list(weights[name].shape)
+    if offset is not None:
+        dim, _, length = offset
+        shape[dim] = length
+    if isinstance(patch, LoRAAdapter):
+        up, down, _, mid, _, reshape = patch.weights
+        if mid is not None or reshape is not None:
+            return ""
+        size = [up.shape[0], down.flatten(1).shape[1]]
+        fits = up.flatten(1).shape[1] == down.shape[0] and size == [shape[0], weights[name][0].numel()]
+    elif isinstance(patch, WeightAdapterBase):
+        return ""
+    else:
+        size = list(patch[1][0].shape)
+        fits = size == shape
+    return "" if fits else f"{name} (layer {'x'.join(map(str, size))}, weight {'x'.join(map(str, shape))})"

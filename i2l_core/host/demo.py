@@ -1,0 +1,109 @@
+"""The tiny world as the host's own objects: MODEL, CLIP, VAE, and the predictor that belongs to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..demo import files
+from ..demo.backbone import BackboneConfig
+from ..errors import I2LError
+from .demo_text import build_clip
+from .memory import HostPredictor, load_host_predictor
+
+
+class DemoWorld(NamedTuple):
+    """All that a workflow needs, without a download."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    predictor: HostPredictor
+
+
+def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
+    """Read the weights of the tiny world. Raises I2LError when they are missing, damaged or do not fit."""
+    clip = build_clip(_part(folder, "text."))
+    clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
+    return DemoWorld(
+        load_model(folder), clip, load_vae(folder), load_host_predictor(folder / files.PREDICTOR)
+    )
+
+
+def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    """The backbone as a MODEL of the Z-Image class; the host chooses dtype and devices."""
+    weights = _part(folder, "backbone.")
+    config = comfy.supported_models.ZImage(_backbone_config(folder).host_config())
+    device = comfy.model_management.get_torch_device()
+    supported = list(config.supported_inference_dtypes)
+    dtype = comfy.model_management.unet_dtype(
+        model_params=sum(tensor.numel() for tensor in weights.values()),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
+    model = config.get_model({}, "")
+
+    # looked up now: ComfyUI chooses the class of patcher when it starts
+    patchers = comfy.model_patcher
+    kind = patchers.ModelPatcher if disable_dynamic else patchers.CoreModelPatcher
+    offload = comfy.model_management.unet_offload_device()
+    patcher = kind(model, load_device=device, offload_device=offload)
+    if not comfy.model_management.is_device_cpu(offload):
+        model.to(offload)
+    try:
+        model.diffusion_model.load_state_dict(weights, strict=True, assign=patcher.is_dynamic())
+    except RuntimeError as error:  # torch says which tensors
+        raise I2LError(
+            f"{files.BACKBONE} is not the tiny world's: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    patcher.cached_patcher_init = (load_model, (folder,))  # for hooks and several GPUs
+    return patcher
+
+
+def load_text_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    return build_clip(_part(folder, "text."), disable_dynamic).patcher
+
+
+def load_vae(folder: Path) -> comfy.sd.VAE:
+    """The autoencoder as a VAE: the host takes it for a taef1 pair, 16 channels at 1/8."""
+    tensors, _ = _read(folder / files.VAE)
+    vae = comfy.sd.VAE(sd=tensors)
+    expected = set() if vae.first_stage_model is None else vae.first_stage_model.state_dict().keys()
+    if tensors.keys() != expected:  # the host only logs it
+        raise I2LError(f"{files.VAE} is not the tiny world's autoencoder; install ComfyUI-i2L again")
+    return vae
+
+
+def _backbone_config(folder: Path) -> BackboneConfig:
+    _, about = _read(folder / files.BACKBONE)
+    sizes = about.get("config")
+    if not isinstance(sizes, dict):
+        raise I2LError(f"{files.BACKBONE} does not say its sizes; install ComfyUI-i2L again")
+    return BackboneConfig(**{**sizes, "axes_dims": tuple(sizes["axes_dims"])})
+
+
+def _part(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of the backbone file under a prefix, without it."""
+    tensors, _ = _read(folder / files.BACKBONE)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return files.read(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, I2LError):
+            raise
+        raise I2LError(
+            f"{path.name} of the tiny world is damaged ({error}); install ComfyUI-i2L again"
+        ) from error

@@ -1,0 +1,19 @@
+"""The nodes of the pack, thin V3 classes: unpack sockets, one call into the core, pack the result."""
+
+from __future__ import annotations
+
+from ..i2l_core.host.folders import register_predictors
+from .apply import ApplyPredictedLoRA
+from .demo import LoadI2LDemo
+from .load import LoadI2LPredictor
+from .predict import ImagesToLoRA
+from .save import SavePredictedLoRA
+
+__all__ = ["NODES", "on_load"]
+
+NODES = (LoadI2LPredictor, ImagesToLoRA, ApplyPredictedLoRA, SavePredictedLoRA, LoadI2LDemo)
+
+
+def on_load() -> None:
+    """Once, when ComfyUI starts: its folder list learns where predictors are."""
+    register_predictors()

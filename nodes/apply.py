@@ -1,0 +1,51 @@
+"""Style a model with a LoRA that was just predicted."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..i2l_core.host.apply import apply_lora_model
+from .sockets import CATEGORY, LoraModel
+
+
+class ApplyPredictedLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApplyPredictedLoRA",
+            display_name="Apply Predicted LoRA",
+            category=CATEGORY,
+            description="Styles a model with a LoRA from Images to LoRA, without a file in between. Sampling "
+            "is as fast as without it. A LoRA that does not fit the model whole is an error.",
+            search_aliases=["apply style", "style strength", "load lora model", "use lora", "i2l"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to style: the base model that the predictor is for."
+                ),
+                LoraModel.Input(
+                    "lora", tooltip="From Images to LoRA, or a LoRA of ComfyUI's own Train LoRA node."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
+                    "pictures may break, below 0 they move away from the style.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "model",
+                    tooltip="The styled model, for a KSampler. The model that came in stays as it is.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lora: dict[str, Tensor], strength: float) -> io.NodeOutput:
+        patched, where = apply_lora_model(model, lora, strength)
+        return io.NodeOutput(patched, ui=ui.PreviewText(where))

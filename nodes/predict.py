@@ -1,0 +1,70 @@
+"""Reference pictures in, a style LoRA out."""
+
+from __future__ import annotations
+
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..i2l_core.host.lora_model import PredictedLoRA
+from ..i2l_core.host.memory import HostPredictor
+from ..i2l_core.host.predict import predict_lora
+from ..i2l_core.images import references_from
+from .sockets import CATEGORY, LoraModel, Predictor
+
+MAX_INPUTS = 64
+
+
+class ImagesToLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        picture = io.Image.Input(
+            "image",
+            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own.",
+            optional=True,
+        )
+        return io.Schema(
+            node_id="ImagesToLoRA",
+            display_name="Images to LoRA",
+            category=CATEGORY,
+            description="Predicts a LoRA of the style that the reference pictures share, in one pass: no "
+            "training, no seed, the same pictures always give the same LoRA.",
+            search_aliases=[
+                "image to lora",
+                "i2l",
+                "style transfer",
+                "style reference",
+                "style lora",
+                "predict lora",
+                "ip adapter",
+            ],
+            inputs=[
+                Predictor.Input("predictor", tooltip="From Load i2L Predictor or Load i2L Demo."),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(picture, prefix="image", min=1, max=MAX_INPUTS),
+                    tooltip="One or more pictures of the same style. A new socket appears when one is used.",
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(
+                    "lora",
+                    tooltip="The LoRA of the style, for Apply Predicted LoRA or Save Predicted LoRA.",
+                ),
+                LoraModel.Output(
+                    "neutral",
+                    tooltip="The LoRA of as many plain gray pictures: what remains without a style. For the "
+                    "negative branch of asymmetric guidance; most workflows do not need it.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, predictor: HostPredictor, images: dict[str, Tensor | None] | None = None
+    ) -> io.NodeOutput:
+        references = references_from(images or {})
+        bar = ProgressBar(len(references) + 2)
+        found = predict_lora(predictor, references, bar.update_absolute)
+        text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
+        return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))
