@@ -20,7 +20,7 @@ from i2l.i2l_core.predictors import checkpoint
 from i2l.i2l_core.predictors.checkpoint import load_predictor, peek, save_predictor
 from i2l.i2l_core.predictors.query import LayerSpec, QueryConfig, QueryPredictor
 
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 1,
@@ -70,7 +70,8 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 @pytest.mark.parametrize("encoder", ENCODERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_file_rebuilds_everything_exactly(tmp_path: Path, encoder: str, dtype: torch.dtype):
-    predictor, vision = (part.to(dtype) for part in made(encoder))
+    predictor, vision = made(encoder)
+    predictor.to(dtype), vision.to(dtype)
     save_predictor(tmp_path / "p.safetensors", predictor, vision, META)
     loaded = load_predictor(tmp_path / "p.safetensors")
 
@@ -161,7 +162,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(path: Path, monkeypatch
 def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path):
     predictor, encoder = made()
     with torch.no_grad():
-        predictor.heads["B_12"].alpha[1] = float("nan")
+        predictor.get_parameter("heads.B_12.alpha")[1] = float("nan")
     with pytest.raises(I2LError, match=r"predictor\.heads\.B_12\.alpha holds NaN"):
         save_predictor(tmp_path / "p.safetensors", predictor, encoder, META)
     wide = VisionEncoder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from i2l.i2l_core.encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder, naflex_size
 from i2l.i2l_core.errors import I2LError
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -104,7 +105,8 @@ def test_square_tokens_are_the_last_hidden_state_of_siglip():
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     encoder = VisionEncoder(square).requires_grad_(False)
-    theirs = SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=32, attn_implementation="eager")).eval()
+    theirs = SiglipVisionModel(SiglipVisionConfig(**SMALL, image_size=32)).eval()
+    theirs.set_attn_implementation("eager")
     theirs.load_state_dict(encoder.model.state_dict(), strict=False)  # theirs has a pooling head as well
     for picture in pictures():
         with torch.no_grad():
@@ -116,9 +118,8 @@ def test_naflex_tokens_are_those_of_the_padded_siglip2():
     from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
 
     encoder = VisionEncoder(naflex).requires_grad_(False)
-    theirs = Siglip2VisionModel(
-        Siglip2VisionConfig(**SMALL, num_patches=16, attn_implementation="eager")
-    ).eval()
+    theirs = Siglip2VisionModel(Siglip2VisionConfig(**SMALL, num_patches=16)).eval()
+    theirs.set_attn_implementation("eager")
     theirs.load_state_dict(encoder.model.state_dict(), strict=False)
     # floats in, no rounding on either side: only padding and masking differ
     processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=24, do_rescale=False)

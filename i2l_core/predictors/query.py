@@ -269,7 +269,7 @@ class Block(nn.Module):
         x = x[:, :keep]
         q = self._split(self.query(h[:, :keep]))
         k, v = (self._split(part) for part in self.key_value(h).chunk(2, dim=-1))
-        q, k = self.query_norm(q).to(v), self.key_norm(k).to(v)
+        q, k = self.query_norm(q.to(h)).to(v), self.key_norm(k.to(h)).to(v)  # casts only under autocast
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.attention_out(h.transpose(1, 2).flatten(2))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))

@@ -13,7 +13,7 @@ from .query import QueryConfig, QueryPredictor
 
 @dataclass(frozen=True)
 class Family:
-    """`config.from_json(object)`: a checked configuration; `predictor(config, device, dtype, ops)`: a network."""
+    """`config.from_json(object)` gives a checked configuration, `predictor(config, ...)` the network."""
 
     config: type[QueryConfig]
     predictor: type[QueryPredictor]
