@@ -47,7 +47,7 @@ class EncoderConfig:
     max_patches: int | None = None  # NAFLEX: largest number of patches of a picture
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # per channel, of pixels 0..1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    resample: str = "bicubic"  # "bicubic" or "bilinear", antialiased; published SigLIP2 uses bilinear
+    resample: str = "bicubic"  # "bicubic" or "bilinear", antialiased; Siglip2ImageProcessor: bilinear
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in _GRID:

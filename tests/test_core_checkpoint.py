@@ -71,7 +71,8 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_file_rebuilds_everything_exactly(tmp_path: Path, encoder: str, dtype: torch.dtype):
     predictor, vision = made(encoder)
-    predictor.to(dtype), vision.to(dtype)
+    predictor.to(dtype)
+    vision.to(dtype)
     save_predictor(tmp_path / "p.safetensors", predictor, vision, META)
     loaded = load_predictor(tmp_path / "p.safetensors")
 
