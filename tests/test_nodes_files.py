@@ -1,0 +1,198 @@
+"""Load i2L Predictor and Save Predicted LoRA: the right folders, nothing overwritten, no to bad names."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tiny_world import save_random_predictor
+
+from i2l.i2l_core import lora_file
+from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.lora import LoRA, LowRank, Target
+
+
+@pytest.fixture
+def folders(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's folder list with models/i2l and models/loras under tmp_path, as extra paths may set them."""
+    import folder_paths
+
+    for name in ("i2l", "loras"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setitem(
+            folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], {".safetensors"})
+        )
+        monkeypatch.delitem(folder_paths.filename_list_cache, name, raising=False)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    return tmp_path
+
+
+def lora() -> LoRA:
+    layers = {
+        Target("layers.0.attention.qkv", (i * 4, 4)): LowRank(torch.randn(2, 4), torch.randn(4, 2))
+        for i in (0, 1)
+    }
+    return LoRA(layers, base_model="i2l-tiny", predictor="tiny", references=("ab", "cd"))
+
+
+def predicted():
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    return PredictedLoRA(lora())
+
+
+def save(value, filename: str, notes: str = "") -> str:
+    from i2l.nodes.save import SavePredictedLoRA
+
+    return SavePredictedLoRA.execute(value, filename, notes)[0]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# saving
+
+
+def test_saved_file_holds_the_lora_and_what_it_is_for(folders: Path):
+    assert save(predicted(), "style/ink", "by hand") == os.path.join("style", "ink.safetensors")
+    path = folders / "loras" / "style" / "ink.safetensors"
+    found = lora_file.load(path)
+    assert (found.base_model, found.predictor, found.references) == ("i2l-tiny", "tiny", ("ab", "cd"))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == set(predicted())
+    assert metadata["modelspec.description"] == "by hand"
+    assert json.loads(metadata["i2l"])["rank"] == 4
+
+
+def test_nothing_is_overwritten(folders: Path):
+    assert save(predicted(), "ink") == "ink.safetensors"
+    before = everything(folders)
+    assert save(predicted(), "ink") == "ink_00002.safetensors"
+    assert save(predicted(), "ink.safetensors") == "ink_00003.safetensors"
+    assert before.items() <= everything(folders).items()
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "/etc/out", "a/../../out", "", "..", "a\\b", "CON", "a\nb", "x" * 300, "~/../../x"]
+)
+def test_a_name_that_leaves_the_folder_is_refused(folders: Path, name: str):
+    before = everything(folders.parent)
+    with pytest.raises(I2LError, match="cannot save under the name") as caught:
+        save(predicted(), name)
+    assert "\n" not in str(caught.value)
+    assert everything(folders.parent) == before
+
+
+def test_a_full_disk_leaves_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(I2LError, match=r"cannot save .*No space left on device"):
+        save(predicted(), "new/ink")
+    assert not list((folders / "loras").iterdir())
+
+
+def test_the_first_folder_that_can_be_written_is_taken(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    import folder_paths
+
+    (folders / "a_file").write_text("")
+    paths = [str(folders / name) for name in ("a_file", "a_file/under", "locked", "loras", "later")]
+    (folders / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", (paths, {".safetensors"}))
+    save(predicted(), "ink")
+    assert (folders / "loras" / "ink.safetensors").exists()
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", (paths[:3], {".safetensors"}))
+    with pytest.raises(I2LError, match=r"no folder for LoRAs can be written: .*locked"):
+        save(predicted(), "ink")
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", (paths[4:], {".safetensors"}))
+    save(predicted(), "ink")
+    assert (folders / "later" / "ink.safetensors").exists()
+
+
+def test_lora_of_a_core_node_is_saved_too(folders: Path):
+    up = "diffusion_model.x.lora_up.weight"
+    tensors = {up: torch.randn(4, 2), "diffusion_model.x.lora_down.weight": torch.randn(2, 4)}
+    save(tensors, "core")
+    with safe_open(folders / "loras" / "core.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor(up), tensors[up])
+    with pytest.raises(I2LError, match="no LoRA layers"):
+        save({"diffusion_model.x.diff": torch.zeros(4)}, "diffs")
+
+
+# loading
+
+
+def test_only_safetensors_are_listed_and_the_file_is_read(folders: Path):
+    from i2l.nodes.load import LoadI2LPredictor
+
+    save_random_predictor(folders / "i2l" / "tiny.safetensors")
+    (folders / "i2l" / "sub").mkdir()
+    save_random_predictor(folders / "i2l" / "sub" / "other.safetensors")
+    (folders / "i2l" / "notes.txt").write_text("hello")
+    (combo,) = LoadI2LPredictor.define_schema().inputs
+    assert combo.options == [os.path.join("sub", "other.safetensors"), "tiny.safetensors"]
+    assert LoadI2LPredictor.validate_inputs("tiny.safetensors") is True
+    assert LoadI2LPredictor.execute("tiny.safetensors")[0].loaded.base_model == "i2l-tiny"
+
+
+def test_a_changed_file_is_read_again(folders: Path):
+    from i2l.nodes.load import LoadI2LPredictor
+
+    path = save_random_predictor(folders / "i2l" / "tiny.safetensors")
+    before = LoadI2LPredictor.fingerprint_inputs("tiny.safetensors")
+    assert LoadI2LPredictor.fingerprint_inputs("tiny.safetensors") == before
+    os.utime(path, (1, 1))
+    assert LoadI2LPredictor.fingerprint_inputs("tiny.safetensors") != before
+
+
+def test_an_empty_folder_says_what_to_do(folders: Path):
+    from i2l.nodes.load import NO_FILES, LoadI2LPredictor
+
+    (combo,) = LoadI2LPredictor.define_schema().inputs
+    assert combo.options == [NO_FILES]
+    assert str(folders / "i2l") in str(LoadI2LPredictor.validate_inputs(NO_FILES))
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "../loras/x.safetensors", "/etc/passwd"])
+def test_a_name_outside_the_list_is_refused(folders: Path, name: str):
+    from i2l.nodes.load import LoadI2LPredictor
+
+    save_random_predictor(folders / "i2l" / "tiny.safetensors")
+    (folders / "loras" / "x.safetensors").write_bytes(b"x")
+    assert "there is no predictor file" in str(LoadI2LPredictor.validate_inputs(name))
+    with pytest.raises(I2LError, match="there is no predictor file"):
+        LoadI2LPredictor.execute(name)
+
+
+def test_a_lora_in_the_folder_is_named_as_such(folders: Path):
+    from i2l.nodes.load import LoadI2LPredictor
+
+    save_file(dict(predicted()), folders / "i2l" / "lora.safetensors")
+    with pytest.raises(I2LError, match=r"lora\.safetensors: expected a predictor file, but it is a LoRA"):
+        LoadI2LPredictor.execute("lora.safetensors")
+
+
+def test_paths_of_the_user_stay_when_the_folder_is_registered(host, tmp_path: Path, monkeypatch):
+    import folder_paths
+
+    from i2l.i2l_core.host.folders import register_predictors
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "i2l", ([str(tmp_path)], set()))
+    register_predictors()
+    register_predictors()
+    paths, extensions = folder_paths.folder_names_and_paths["i2l"]
+    assert paths == [str(tmp_path), os.path.join(folder_paths.models_dir, "i2l")]
+    assert extensions == {".safetensors"}
