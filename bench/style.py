@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,7 @@ from i2l_core.demo import files
 from i2l_core.demo.backbone import LayerPair
 from i2l_core.demo.content import Content
 from i2l_core.demo.judge import Judge, Verdict, style_distance
-from i2l_core.demo.pool import Pool, PoolConfig, open_pool
+from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
 from i2l_core.demo.sampler import Sampling, sample
 from i2l_core.predictors.checkpoint import load_predictor
@@ -52,7 +51,9 @@ class Case:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the result")
     parser.add_argument("--styles", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
@@ -68,12 +69,18 @@ def run(styles: int, sampling: Sampling, sheet: Path | None, talk: bool) -> dict
     started = time.time()
     pool = open_pool(Path(".runs/pool"), PoolConfig(styles, _REFERENCES + _PROMPTS, _SEED, held_out=True))
     judge = files.load_judge()
-    pictures = torch.from_numpy(pool.pictures.copy()).permute(0, 1, 4, 2, 3).float() / 255  # -> (S, P, 3, H, W)
+    pictures = (
+        torch.from_numpy(pool.pictures.copy()).permute(0, 1, 4, 2, 3).float() / 255
+    )  # -> (S, P, 3, H, W)
     references, real = pictures[:, :_REFERENCES], pictures[:, _REFERENCES:].flatten(0, 1)
     targets = [c for row in pool.contents for c in row[_REFERENCES:]]
     loras = predict(references)
     context = _context(targets)
-    made = {"none": None, "predicted": loras, "wrong": {k: (d.roll(1, 0), u.roll(1, 0)) for k, (d, u) in loras.items()}}
+    made = {
+        "none": None,
+        "predicted": loras,
+        "wrong": {k: (d.roll(1, 0), u.roll(1, 0)) for k, (d, u) in loras.items()},
+    }
     seen = [_read(judge, references[:, i]) for i in range(_REFERENCES)]
     cases: dict[str, Case] = {}
     for name, lora in made.items():
@@ -118,9 +125,15 @@ def paint(context: Tensor, lora: dict[str, LayerPair] | None, styles: int, sampl
     words, per_style, out = text(context), len(context) // styles, []
     for start in range(0, styles, _BLOCK):
         rows = slice(start * per_style, (start + _BLOCK) * per_style)
-        part = None if lora is None else {k: (d[start : start + _BLOCK], u[start : start + _BLOCK]) for k, (d, u) in lora.items()}
+        part = (
+            None
+            if lora is None
+            else {k: (d[start : start + _BLOCK], u[start : start + _BLOCK]) for k, (d, u) in lora.items()}
+        )
         block = noise[rows]
-        latents = sample(backbone, block, words[rows], negative.expand(len(block), -1, -1), sampling, part, part)
+        latents = sample(
+            backbone, block, words[rows], negative.expand(len(block), -1, -1), sampling, part, part
+        )
         out.append(decoder(latents).clamp(0, 1))
     return torch.cat(out)
 
@@ -138,7 +151,9 @@ def _case(judge: Judge, pictures: Tensor, references: list[Verdict], targets: li
     per_style = len(pictures) // len(references[0].subject)
     distances = []
     for reference in references:
-        repeated = Verdict(*(getattr(reference, f).repeat_interleave(per_style, 0) for f in Verdict.__dataclass_fields__))
+        repeated = Verdict(
+            *(getattr(reference, f).repeat_interleave(per_style, 0) for f in Verdict.__dataclass_fields__)
+        )
         distances.append(style_distance(verdict, repeated))
     right = [
         getattr(verdict, f).argmax(1) == torch.tensor([getattr(c, f) for c in targets])

@@ -200,7 +200,7 @@ class _TimeEmbedder(nn.Module):
         half = self.frequencies // 2
         rates = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
         angles = t[:, None].float() * rates
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], -1))
 
 
 class _FinalLayer(nn.Module):

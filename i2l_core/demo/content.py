@@ -145,7 +145,7 @@ def _moon() -> list[np.ndarray]:
     outer = np.stack([np.cos(a), np.sin(a)], 1)
     b = np.linspace(0.62 * math.pi, -0.62 * math.pi, 30) + math.pi
     inner = np.stack([0.42 + 0.86 * np.cos(b), 0.79 * np.sin(b)], 1)
-    return [np.concatenate([outer, inner]) + [0.15, 0]]
+    return [np.concatenate([outer, inner]) + np.array([0.15, 0.0])]
 
 
 def _flower() -> list[np.ndarray]:

@@ -40,7 +40,8 @@ def style_prompt(style: Style) -> str:
 
 def tokenise(text: str) -> list[int]:
     """TOKENS ids; words of no meaning here become UNKNOWN, what is too long is cut. Both are logged."""
-    words = [_PLURALS.get(w, w) for w in re.findall(r"\w+", text.lower())]
+    spelled: list[str] = re.findall(r"\w+", text.lower())
+    words = [_PLURALS.get(w, w) for w in spelled]
     unknown = sorted({w for w in words if w not in _IDS})
     if unknown:
         logging.info("i2L demo: the tiny world does not know %s", ", ".join(unknown[:5]))

@@ -143,7 +143,7 @@ def _woodcut(c: _Canvas) -> np.ndarray:
 
 def _watercolour(c: _Canvas) -> np.ndarray:
     s = c.style
-    paper = np.float32([0.97, 0.96, 0.93])
+    paper = np.array([0.97, 0.96, 0.93], np.float32)
     wash, tint = s.colour(s.figure_hue, 0.75, 0.9), s.colour(s.ground_hue, 0.92, 0.5)
     d = c.d + c.noise(6) * (0.03 + 0.06 * s.scale)
     pool = np.clip(0.6 + 0.35 * c.noise(5), 0.15, 1)
@@ -185,7 +185,7 @@ def _glass(c: _Canvas) -> np.ndarray:
         s.colour(s.figure_hue, 1.0),
         c.cover(c.d),
     )
-    return _mix(pane * shade[..., None], np.float32([0.07, 0.06, 0.08]), lead)
+    return _mix(pane * shade[..., None], np.array([0.07, 0.06, 0.08], np.float32), lead)
 
 
 def _clay(c: _Canvas) -> np.ndarray:

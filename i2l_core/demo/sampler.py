@@ -5,6 +5,7 @@ For training sheets and for measurements over hundreds of styles, each row of a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ def sample(
     For symmetric guidance (what a merged LoRA does) pass the same for both.
     """
     x, sigmas = noise, sampling.sigmas()
-    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, then in itertools.pairwise(sigmas):
         level = now.expand(len(x))
         v = backbone(x, level, context, lora)
         if sampling.cfg != 1:

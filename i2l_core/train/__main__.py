@@ -18,7 +18,7 @@ from ..demo.backbone import BackboneConfig
 from ..encoders import VisionEncoder
 from ..predictors.checkpoint import load_predictor, save_predictor
 from . import backbone, data, decoder, predictor, vision
-from .run import Plan, Run
+from .run import Plan
 
 RUNS = Path(".runs")
 

@@ -22,7 +22,8 @@ _NOISE = 0.08  # standard deviation on latents of unit variance
 def train(folder: Path, plan: Plan, basis: PatchBasis) -> tuple[Run, nn.Sequential]:
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
-    decoder = build_decoder().to(memory_format=torch.channels_last)
+    decoder = build_decoder()
+    decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name, p in decoder.named_parameters():
         if name.endswith("conv.4.weight"):  # residual branches start small
             nn.init.normal_(p, std=0.01)

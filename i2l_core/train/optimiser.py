@@ -8,7 +8,8 @@ and batches matrices of equal shape.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,8 +54,10 @@ class Muon(torch.optim.Optimizer):
                     state = self.state[p]
                     if not state:
                         state["momentum"] = torch.zeros_like(p)
-                    state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(state["momentum"], group["momentum"]).view(-1, rows, columns))
+                    gradient = cast(Tensor, p.grad)
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    update = gradient.lerp(state["momentum"], group["momentum"])
+                    updates.append(update.view(-1, rows, columns))
                 scale = 0.2 * max(rows, columns) ** 0.5
                 for p, update in zip(
                     params, orthogonalise(torch.cat(updates)).split([len(u) for u in updates]), strict=True
@@ -67,7 +70,7 @@ class Pair:
     """Both optimisers as one: `step`, `zero_grad`, a common learning-rate factor, a flat dict of state tensors."""
 
     def __init__(
-        self, matrices: dict[str, Tensor], others: dict[str, Tensor], lr: float, weight_decay: float
+        self, matrices: Mapping[str, Tensor], others: Mapping[str, Tensor], lr: float, weight_decay: float
     ) -> None:
         self._names = [*matrices, *others]
         self._params = [*matrices.values(), *others.values()]

@@ -81,7 +81,8 @@ def train_encoder(folder: Path, plan: Plan) -> tuple[Run, VisionEncoder]:
 def train_judge(folder: Path, plan: Plan) -> tuple[Run, Judge]:
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
-    judge = Judge().to(memory_format=torch.channels_last)
+    judge = Judge()
+    judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(folder, plan, {"judge": judge}, lambda k, p: False)
 
     def loss(step: int) -> Tensor:
