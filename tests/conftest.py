@@ -62,9 +62,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
 @pytest.fixture(scope="session")
 def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """The real ComfyUI with this pack in its custom_nodes, in folders of its own; started once."""
+    from tiny_world import link_pack_with_weights
+
     from i2l.tools.comfy_server import ComfyServer
 
-    with ComfyServer(tmp_path_factory.mktemp("server")) as running:
+    base = tmp_path_factory.mktemp("server")
+    link_pack_with_weights(base)
+    with ComfyServer(base) as running:
         yield running
 
 

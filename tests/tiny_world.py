@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l.i2l_core.predictors.checkpoint import save_predictor
 from i2l.i2l_core.predictors.query import LayerSpec, QueryConfig, QueryPredictor
+from i2l.tools.host import PACK_FOLDER, ROOT
 
 ENCODER = EncoderConfig(
     SQUARE,
@@ -73,3 +75,17 @@ def _randomise(backbone: Backbone) -> None:
             nn.init.normal_(parameter, 1.0, 0.1)
         elif "pad_token" in name:
             nn.init.normal_(parameter)
+
+
+def link_pack_with_weights(base: Path) -> None:
+    """Before a server starts on `base`: a copy of the pack with random weights while it has none."""
+    shipped = (files.BACKBONE, files.VAE, files.PREDICTOR)
+    if all((files.WEIGHTS / name).exists() for name in shipped):
+        return
+    copy = base / "pack"
+    for name in ("nodes", "i2l_core", "web", "locales", "workflows"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "__init__.py", copy)
+    random_demo_weights(copy / files.WEIGHTS.relative_to(ROOT))
+    (base / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    (base / "custom_nodes" / PACK_FOLDER).symlink_to(copy, target_is_directory=True)

@@ -1,0 +1,198 @@
+"""The workflow a newcomer opens first, on the real server: from pictures to a styled picture."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import threading
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from i2l.i2l_core import lora_file
+from i2l.tools.comfy_client import ComfyClient, Event, Result
+from i2l.tools.comfy_server import ComfyServer
+from i2l.tools.graph_to_api import graph_to_api
+from i2l.tools.host import ROOT
+
+pytestmark = pytest.mark.server
+
+WORKFLOW = ROOT / "workflows" / "start_here.json"
+REFERENCES = sorted((ROOT / "workflows" / "references").glob("reference_*.png"))
+
+Prompt = dict[str, dict[str, Any]]
+
+
+def find(prompt: Prompt, kind: str) -> str:
+    """The id of the only node of a class."""
+    (key,) = (key for key, node in prompt.items() if node["class_type"] == kind)
+    return key
+
+
+@pytest.fixture(scope="module")
+def prompt(server: ComfyClient) -> Prompt:
+    """start_here.json as the front end would queue it, with the shipped pictures uploaded, in few steps."""
+    names = {path.name: server.upload(path.name, path.read_bytes()) for path in REFERENCES}
+    found = graph_to_api(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
+    for node in found.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = names[node["inputs"]["image"]]
+    assert found[find(found, "KSampler")]["inputs"]["steps"] == 20
+    found[find(found, "KSampler")]["inputs"]["steps"] = 3
+    return found
+
+
+def changed(prompt: Prompt, kind: str, **inputs: Any) -> Prompt:
+    new = copy.deepcopy(prompt)
+    new[find(new, kind)]["inputs"].update(inputs)
+    return new
+
+
+def extended(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
+    more = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+    return {**copy.deepcopy(prompt), **more}
+
+
+def pixels(client: ComfyClient, result: Result, node: str | None = None) -> torch.Tensor:
+    assert result.ok, result.error_message
+    (picture,) = result.images(node)
+    with Image.open(io.BytesIO(client.image(picture))) as image:
+        data = bytearray(image.convert("RGB").tobytes())
+        return torch.frombuffer(data, dtype=torch.uint8).view(image.height, image.width, 3).int()
+
+
+@pytest.fixture(scope="module")
+def first(server: ComfyClient, prompt: Prompt) -> Result:
+    return server.queue(prompt)
+
+
+def test_the_workflow_gives_a_picture(server: ComfyClient, prompt: Prompt, first: Result):
+    assert pixels(server, first).shape == (128, 128, 3)
+    predict = find(prompt, "ImagesToLoRA")
+    assert "4 references" in first.outputs[predict]["text"][0]
+    assert " of " in first.outputs[find(prompt, "ApplyPredictedLoRA")]["text"][0]
+    shown = [event.data for event in first.events if event.type == "progress"]
+    assert any(data["node"] == predict and data["max"] == 6 for data in shown)
+
+
+def test_the_picture_is_styled_and_strength_zero_is_the_plain_model(
+    server: ComfyClient, prompt: Prompt, first: Result
+):
+    zero = server.queue(changed(prompt, "ApplyPredictedLoRA", strength=0.0))
+    demo = find(prompt, "LoadI2LDemo")
+    plain = server.queue(changed(prompt, "KSampler", model=[demo, 0]))
+    assert torch.equal(pixels(server, zero), pixels(server, plain))
+    assert not torch.equal(pixels(server, first), pixels(server, plain))
+
+
+def test_the_model_is_clean_after_styling(server: ComfyClient, prompt: Prompt, first: Result):
+    """Styled, plain, styled again: the pictures of a kind are bit-identical."""
+    again = server.queue(changed(prompt, "KSampler", seed=8))
+    back = server.queue(changed(prompt, "KSampler", seed=7))
+    assert torch.equal(pixels(server, back), pixels(server, first))
+    assert not torch.equal(pixels(server, again), pixels(server, first))
+
+
+def test_a_second_run_predicts_nothing_again(server: ComfyClient, prompt: Prompt, first: Result):
+    second = server.queue(changed(prompt, "ApplyPredictedLoRA", strength=0.75))
+    assert find(prompt, "ImagesToLoRA") in second.cached
+    assert find(prompt, "LoadI2LDemo") in second.cached
+    assert find(prompt, "ApplyPredictedLoRA") in second.executed
+    assert set(server.queue(prompt).executed).isdisjoint({find(prompt, "ImagesToLoRA")})
+
+
+def test_a_saved_file_gives_the_same_picture_through_the_stock_loader(
+    server: ComfyClient, comfy_server: ComfyServer, prompt: Prompt, first: Result
+):
+    predict, demo = find(prompt, "ImagesToLoRA"), find(prompt, "LoadI2LDemo")
+    inputs = {"lora": [predict, 0], "filename": "i2l/server", "notes": "woodcut ✓"}
+    saving = {"save": {"class_type": "SavePredictedLoRA", "inputs": inputs}}
+    saved = server.queue({**prompt, **saving})
+    assert saved.ok, saved.error_message
+    assert saved.outputs["save"]["text"] == ["saved as i2l/server.safetensors"]
+    path = comfy_server.base / "models" / "loras" / "i2l" / "server.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.description"] == "woodcut ✓"
+    about = json.loads(metadata["i2l"])
+    assert about["base_model"]["id"] == "i2l-tiny"
+    assert len(about["references"]) == len(REFERENCES)
+    assert lora_file.load(path).n_layers > 0
+
+    stock = changed(prompt, "KSampler", model=["stock", 0])
+    stock = extended(
+        stock,
+        stock=(
+            "LoraLoaderModelOnly",
+            {"model": [demo, 0], "lora_name": "i2l/server.safetensors", "strength_model": 1.0},
+        ),
+    )
+    assert torch.equal(pixels(server, server.queue(stock)), pixels(server, first))
+
+    inputs["notes"] = "again"
+    server.queue({**prompt, **saving})
+    assert (path.parent / "server_00002.safetensors").exists()
+
+
+def test_core_nodes_take_our_lora(
+    server: ComfyClient, comfy_server: ComfyServer, prompt: Prompt, first: Result
+):
+    """Load LoRA Model, merged and bypassed, and Save LoRA Weights."""
+    predict, demo = find(prompt, "ImagesToLoRA"), find(prompt, "LoadI2LDemo")
+    for bypass in (False, True):
+        graph = extended(
+            changed(prompt, "KSampler", model=["core", 0]),
+            core=(
+                "LoraModelLoader",
+                {"model": [demo, 0], "lora": [predict, 0], "strength_model": 1.0, "bypass": bypass},
+            ),
+            kept=("SaveLoRA", {"lora": [predict, 1], "prefix": "loras/neutral"}),
+        )
+        gap = pixels(server, server.queue(graph), find(prompt, "SaveImage")) - pixels(server, first)
+        assert gap.abs().max() <= (2 if bypass else 0)
+    (kept,) = (comfy_server.base / "output" / "loras").glob("neutral_*.safetensors")
+    assert lora_file.load(kept).n_layers > 0
+    assert "NOT LOADED" not in comfy_server.log
+    assert "lora key not loaded" not in comfy_server.log
+
+
+def test_cancelling_leaves_server_and_model_clean(server: ComfyClient, prompt: Prompt, first: Result):
+    """Interrupted while it predicts from many pictures, and while it samples with the style."""
+    long = changed(prompt, "KSampler", steps=2000, seed=5)
+    assert _cancelled_at(server, long, find(prompt, "KSampler")).status == "interrupted"
+
+    many = copy.deepcopy(prompt)
+    picture = many[find(many, "ImagesToLoRA")]["inputs"]["images.image0"]
+    many["batch"] = {"class_type": "RepeatImageBatch", "inputs": {"image": picture, "amount": 4096}}
+    many[find(many, "ImagesToLoRA")]["inputs"]["images.image0"] = ["batch", 0]
+    assert _cancelled_at(server, many, find(prompt, "ImagesToLoRA")).status == "interrupted"
+
+    again = server.queue(changed(prompt, "KSampler", seed=9))
+    assert again.ok, again.error_message
+    back = server.queue(changed(prompt, "KSampler", seed=7))
+    assert torch.equal(pixels(server, back), pixels(server, first))
+
+
+def _cancelled_at(client: ComfyClient, prompt: Prompt, node: str) -> Result:
+    """Queue, and interrupt as soon as the node shows progress."""
+    done = threading.Event()
+
+    def cancel(event: Event) -> None:
+        if event.type == "progress" and event.data.get("node") == node and not done.is_set():
+            done.set()
+            client.interrupt()
+
+    result = client.queue(prompt, on_event=cancel)
+    assert done.is_set()
+    return result
+
+
+def test_start_up_knows_the_template_and_its_pages(server: ComfyClient):
+    templates = server.get("/workflow_templates")
+    assert any("start_here" in names for names in templates.values())
+    translations = server.get("/i18n")
+    assert translations["zh"]["nodeDefs"]["ImagesToLoRA"]["display_name"] == "图像转 LoRA"
