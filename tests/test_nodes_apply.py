@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,8 @@ def test_core_loader_gives_the_same_weights(world, predicted):
 
 
 def test_text_says_where_the_layers_are(world, predicted):
-    text = apply(world.model, predicted[0]).ui.as_dict()["text"][0]
+    shown: Any = apply(world.model, predicted[0]).ui
+    text = shown.as_dict()["text"][0]
     count = predicted[0].lora.n_layers
     assert text.startswith(f"{count} of {count} LoRA layers on ")
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_only_safetensors_are_listed_and_the_file_is_read(folders: Path):
     (folders / "i2l" / "sub").mkdir()
     save_random_predictor(folders / "i2l" / "sub" / "other.safetensors")
     (folders / "i2l" / "notes.txt").write_text("hello")
-    (combo,) = LoadI2LPredictor.define_schema().inputs
+    combo: Any = LoadI2LPredictor.define_schema().inputs[0]
     assert combo.options == [os.path.join("sub", "other.safetensors"), "tiny.safetensors"]
     assert LoadI2LPredictor.validate_inputs("tiny.safetensors") is True
     assert LoadI2LPredictor.execute("tiny.safetensors")[0].loaded.base_model == "i2l-tiny"
@@ -161,7 +162,7 @@ def test_a_changed_file_is_read_again(folders: Path):
 def test_an_empty_folder_says_what_to_do(folders: Path):
     from i2l.nodes.load import NO_FILES, LoadI2LPredictor
 
-    (combo,) = LoadI2LPredictor.define_schema().inputs
+    combo: Any = LoadI2LPredictor.define_schema().inputs[0]
     assert combo.options == [NO_FILES]
     assert str(folders / "i2l") in str(LoadI2LPredictor.validate_inputs(NO_FILES))
 

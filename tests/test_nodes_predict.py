@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,8 @@ def test_outputs_say_what_they_are_for(predictor):
     assert neutral.references == (gray((64, 64)).hash,) * 2
     assert float(gray((64, 64)).pixels.unique()) == pytest.approx(GRAY)
     assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in out[0].values())
-    assert out.ui.as_dict() == {"text": (f"2 references, rank {lora.rank}, {lora.n_layers} layers",)}
+    shown: Any = out.ui
+    assert shown.as_dict() == {"text": (f"2 references, rank {lora.rank}, {lora.n_layers} layers",)}
 
 
 def test_batches_single_pictures_and_empty_slots_are_alike(predictor):

@@ -51,7 +51,8 @@ class TextModel(nn.Module):
     ) -> None:
         super().__init__()
         self.dtypes = {dtype}
-        self.text = TextEncoder(device, dtype, comfy.ops.manual_cast)
+        casting: Any = comfy.ops.manual_cast  # stands for torch.nn
+        self.text = TextEncoder(device, dtype, casting)
         self.execution_device: torch.device | None = None
 
     def set_clip_options(self, options: Mapping[str, Any]) -> None:
