@@ -119,6 +119,7 @@ def test_model_survives_unloading_and_fresh_copies(world):
     assert all(torch.equal(v, before[k]) for k, v in copy.model.state_dict().items())
     text = world.clip.patcher.clone(force_deepcopy=True)
     assert text.model is not world.clip.patcher.model
+    assert world.vae.patcher.clone(force_deepcopy=True).model is not world.vae.patcher.model
 
 
 @pytest.mark.parametrize("name", [files.BACKBONE, files.VAE, files.PREDICTOR])

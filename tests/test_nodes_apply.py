@@ -149,6 +149,12 @@ def test_foreign_lora_that_does_not_fit_is_refused(world, lora, message: str):
     assert not world.model.patches
 
 
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_strength_of_a_foreign_lora_must_be_finite(world, strength: float):
+    with pytest.raises(I2LError, match="strength must be a finite number"):
+        apply(world.model, foreign("layers.1.attention.qkv"), strength)
+
+
 def ours(base_model: str = "i2l-tiny", weight: str = "layers.1.attention.qkv", fill: float | None = None):
     from i2l.i2l_core.host.lora_model import PredictedLoRA
 

@@ -211,3 +211,22 @@ def test_memory_estimates_grow_with_what_they_are_for(host):
     assert 0 < small < large
     few, many = (predictor_memory(predictor_config(), tokens, torch.bfloat16) for tokens in (16, 4096))
     assert 0 < few < many
+
+
+def test_a_device_with_bfloat16_computes_in_it(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What happens on such a GPU, run on the CPU: a float32 file is halved, and the LoRA is near the exact one."""
+    import comfy.model_management
+
+    from i2l.i2l_core.host.memory import load_host_predictor
+
+    path = save_random_predictor(tmp_path / "wide.safetensors", dtype=torch.float32)
+    images = pictures((64, 64), (32, 48))
+    exact = run(load_host_predictor(path), images)[0].lora
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **options: True)
+    predictor = load_host_predictor(path)
+    assert predictor.loaded.predictor.queries.dtype == torch.bfloat16
+    found = run(predictor, images)[0].lora
+    for target, layer in found.layers.items():
+        assert layer.up.dtype == torch.bfloat16
+        delta = exact.layers[target].delta()
+        assert (layer.to(dtype=torch.float32).delta() - delta).norm() < 0.1 * delta.norm()

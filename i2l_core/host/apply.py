@@ -6,6 +6,7 @@ so the host reads them. It skips what it cannot place, and only logs a wrong sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
-from ..checks import check_number, listed
+from ..checks import listed
 from ..errors import I2LError
 from .lora_model import PredictedLoRA
 from .patch import apply_merged, report
@@ -52,7 +53,8 @@ class _Recorder(dict[str, Tensor]):
 def _apply_foreign(
     model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float
 ) -> tuple[ModelPatcher, str]:
-    check_number("strength", strength, float("-inf"), float("inf"))
+    if not math.isfinite(strength):
+        raise I2LError(f"strength must be a finite number, got {strength}")
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     recorder = _Recorder(comfy.lora_convert.convert_lora(dict(tensors)))
     patches = comfy.lora.load_lora(recorder, names, log_missing=False)
@@ -95,7 +97,7 @@ def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:
         if mid is not None or reshape is not None:
             return ""
         size = [up.shape[0], down.flatten(1).shape[1]]
-        fits = up.flatten(1).shape[1] == down.shape[0] and size == [shape[0], weights[name][0].numel()]
+        fits = up.flatten(1).shape[1] == down.shape[0] and size == [shape[0], math.prod(shape[1:])]
     elif isinstance(patch, WeightAdapterBase):
         return ""
     else:

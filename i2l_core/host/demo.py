@@ -81,7 +81,13 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     expected = set() if vae.first_stage_model is None else vae.first_stage_model.state_dict().keys()
     if tensors.keys() != expected:  # the host only logs it
         raise I2LError(f"{files.VAE} is not the tiny world's autoencoder; install ComfyUI-i2L again")
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (folder,))
     return vae
+
+
+def load_vae_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    """As the host's own function of this name: it has no VAE without dynamic loading."""
+    return load_vae(folder).patcher
 
 
 def _backbone_config(folder: Path) -> BackboneConfig:
