@@ -191,6 +191,7 @@ def test_references_and_targets_share_the_style_and_never_the_content():
     world: Any = SimpleNamespace()
     world.pool = Pool(
         np.zeros((styles, 8, 1, 1, 3), np.uint8),
+        np.zeros((styles, 8, 1, 1), np.uint8),
         tuple(sample_style(rng, False) for _ in range(styles)),
         tuple(tuple(contents(False)[s * 8 + r] for r in range(8)) for s in range(styles)),
     )

@@ -96,6 +96,17 @@ class Backbone(nn.Module):
     def forward(
         self, x: Tensor, sigma: Tensor, context: Tensor, lora: Mapping[str, LayerPair] | None = None
     ) -> Tensor:
+        """Velocity (B, C, H, W), noise - latent: see `forward_tapped` for the arguments."""
+        return self.forward_tapped(x, sigma, context, lora)[0]
+
+    def forward_tapped(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        lora: Mapping[str, LayerPair] | None = None,
+        tap: int = -1,
+    ) -> tuple[Tensor, Tensor]:
         """
         Args:
             x: noisy latents (B, C, H, W), H and W multiples of the patch, their patches a multiple of
@@ -103,9 +114,10 @@ class Backbone(nn.Module):
             sigma: noise level (B,) in 0..1; x = (1 - sigma) * latent + sigma * noise.
             context: text conditioning (B, T, cap_feat_dim), T a multiple of `pad_tokens_multiple`.
             lora: module path -> pair; rows of the batch are grouped in order, B a multiple of S.
+            tap: index of the layer whose image tokens come along, for an auxiliary loss.
 
         Returns:
-            Velocity (B, C, H, W): noise - latent.
+            Velocity (B, C, H, W): noise - latent; and the tapped tokens (B, rows * columns, dim).
         """
         c, lora = self.config, lora or {}
         batch, channels, height, width = x.shape
@@ -126,11 +138,13 @@ class Backbone(nn.Module):
         for i, block in enumerate(self.noise_refiner):
             image = block(image, image_rope, t, lora, f"noise_refiner.{i}")
         both, rope = torch.cat([text, image], 1), torch.cat([text_rope, image_rope], 1)
+        tapped = both
         for i, block in enumerate(self.layers):
             both = block(both, rope, t, lora, f"layers.{i}")
+            tapped = both if i == tap % len(self.layers) else tapped
         out = self.final_layer(both[:, text.shape[1] :], t, lora)
         out = out.view(batch, rows, columns, c.patch_size, c.patch_size, channels)
-        return -out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape)
+        return -out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape), tapped[:, text.shape[1] :]
 
 
 class _Block(nn.Module):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .content import Content, contents
-from .render import SIZE, render
+from .content import Content, contents, distance_field
+from .render import SIZE, paint
 from .style import Style, sample_style
 
 _CHUNK = 64  # styles a worker renders before it reports
@@ -30,9 +30,11 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class Pool:
-    """`pictures` (styles, per_style, SIZE, SIZE, 3) uint8, memory-mapped; contents and styles beside it."""
+    """`pictures` (styles, per_style, SIZE, SIZE, 3) uint8 and `masks` (styles, per_style, SIZE / 2, SIZE / 2) uint8,
+    the share of each 2x2 pixels that figures cover, 0..255; both memory-mapped. Contents and styles beside them."""
 
     pictures: np.ndarray
+    masks: np.ndarray
     styles: tuple[Style, ...]
     contents: tuple[tuple[Content, ...], ...]
 
@@ -41,36 +43,53 @@ def open_pool(folder: Path, config: PoolConfig, workers: int = 2, progress=lambd
     """Render the pool, or open the one that the same config has rendered before."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{'test' if config.held_out else 'train'}-{config.styles}x{config.per_style}-{config.seed}"
-    pictures_path, facts_path = folder / f"{stem}.npy", folder / f"{stem}.json"
+    pictures_path, masks_path, facts_path = (
+        folder / f"{stem}{end}" for end in (".npy", "-masks.npy", ".json")
+    )
     if not facts_path.exists():
         shape = (config.styles, config.per_style, SIZE, SIZE, 3)
         pictures = np.lib.format.open_memmap(pictures_path, mode="w+", dtype=np.uint8, shape=shape)
+        half = (*shape[:2], SIZE // 2, SIZE // 2)
+        masks = np.lib.format.open_memmap(masks_path, mode="w+", dtype=np.uint8, shape=half)
         facts = []
         starts = range(0, config.styles, _CHUNK)
         with ProcessPoolExecutor(workers) as executor:
-            for start, (block, rows) in zip(
+            for start, (block, covers, rows) in zip(
                 starts, executor.map(_render_chunk, [config] * len(starts), starts), strict=True
             ):
                 pictures[start : start + len(block)] = block
+                masks[start : start + len(block)] = covers
                 facts += rows
                 progress(min(start + _CHUNK, config.styles), config.styles)
         pictures.flush()
+        masks.flush()
         facts_path.write_text(json.dumps(facts))  # written last: its presence says that the pool is whole
     facts = json.loads(facts_path.read_text())
     return Pool(
         np.load(pictures_path, mmap_mode="r"),
+        np.load(masks_path, mmap_mode="r"),
         tuple(Style(*style) for style, _ in facts),
         tuple(tuple(Content(*c) for c in row) for _, row in facts),
     )
 
 
-def _render_chunk(config: PoolConfig, start: int) -> tuple[np.ndarray, list]:
-    pictures, facts = [], []
+def _render_chunk(config: PoolConfig, start: int) -> tuple[np.ndarray, np.ndarray, list]:
+    pictures, masks, facts = [], [], []
     choices = contents(config.held_out)
     for index in range(start, min(start + _CHUNK, config.styles)):
         rng = np.random.default_rng([config.seed, index])
         style = sample_style(rng, config.held_out)
         row = [choices[i] for i in rng.permutation(len(choices))[: config.per_style]]
-        pictures.append(np.stack([render(c, style, rng) for c in row]))
+        for content in row:
+            field = distance_field(content, SIZE, rng)
+            pictures.append(paint(field, style, rng))
+            cover = np.clip(0.5 - field * (SIZE / 2), 0, 1)
+            masks.append(cover.reshape(SIZE // 2, 2, SIZE // 2, 2).mean((1, 3)))
         facts.append([style.as_tuple(), [[c.subject, c.count, c.place] for c in row]])
-    return np.round(np.stack(pictures) * 255).astype(np.uint8), facts
+    shape = (len(facts), config.per_style)
+    return _bytes(pictures, shape), _bytes(masks, shape), facts
+
+
+def _bytes(parts: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    whole = np.round(np.stack(parts) * 255).astype(np.uint8)
+    return whole.reshape(*shape, *whole.shape[1:])

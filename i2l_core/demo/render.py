@@ -44,7 +44,11 @@ class _Canvas:
 
 def render(content: Content, style: Style, rng: np.random.Generator) -> np.ndarray:
     """A picture (SIZE, SIZE, 3) float32 in 0..1. `rng` moves the figures and the grain, nothing of the style."""
-    d = distance_field(content, SIZE, rng)
+    return paint(distance_field(content, SIZE, rng), style, rng)
+
+
+def paint(d: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
+    """The picture of figures given by their distance field (SIZE, SIZE), see `distance_field`."""
     axis = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
     x, y = np.broadcast_to(axis[None, :], d.shape), np.broadcast_to(axis[:, None], d.shape)
     turn = 2 * np.pi * style.angle

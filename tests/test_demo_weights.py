@@ -1,0 +1,86 @@
+"""The weights that ship with the pack: they load, they fit together, and the miniature does what it is for."""
+
+import numpy as np
+import pytest
+import torch
+
+from i2l.i2l_core.demo import files
+from i2l.i2l_core.demo.content import contents
+from i2l.i2l_core.demo.judge import style_distance
+from i2l.i2l_core.demo.prompts import content_prompt, tokenise
+from i2l.i2l_core.demo.render import render
+from i2l.i2l_core.demo.style import sample_style
+from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.predictors.checkpoint import load_predictor
+from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
+
+STYLES, PICTURES = 12, 6
+
+
+@pytest.fixture(scope="module")
+def unseen():
+    """Pictures (STYLES, PICTURES, 3, 128, 128) of held-out styles, and their held-out contents."""
+    rng = np.random.default_rng(20)
+    rows, facts = [], []
+    for _ in range(STYLES):
+        style = sample_style(rng, held_out=True)
+        chosen = [contents(True)[i] for i in rng.permutation(len(contents(True)))[:PICTURES]]
+        rows.append(np.stack([render(c, style, rng) for c in chosen]))
+        facts.append(chosen)
+    return torch.from_numpy(np.stack(rows)).permute(0, 1, 4, 2, 3), facts  # -> BCHW
+
+
+def test_all_weights_together_stay_small():
+    sizes = {p.name: p.stat().st_size for p in files.WEIGHTS.glob("*.safetensors")}
+    assert set(sizes) == {files.BACKBONE, files.VAE, files.PREDICTOR, files.JUDGE}
+    assert sum(sizes.values()) <= 40e6
+
+
+def test_missing_weights_say_how_to_get_them(tmp_path):
+    with pytest.raises(I2LError, match="the tiny world lacks judge.safetensors in .*: install the pack again"):
+        files.load_judge(tmp_path)
+
+
+@torch.inference_mode()
+def test_autoencoder_restores_unseen_styles(unseen):
+    pictures = unseen[0][:, 0]
+    encoder, decoder = files.load_vae()
+    restored = decoder(encoder(pictures)).clamp(0, 1)
+    psnr = -10 * (restored - pictures).square().mean().log10()
+    assert psnr > 27
+
+
+@torch.inference_mode()
+def test_judge_ranks_unseen_styles(unseen):
+    pictures = unseen[0]
+    judge = files.load_judge()
+    one, two = judge(pictures[:, 0]), judge(pictures[:, 1])
+    apart = judge(pictures[:, 1].roll(1, 0))
+    nearer = style_distance(one, two) < style_distance(one, apart)
+    assert nearer.float().mean() > 0.9
+
+
+@torch.inference_mode()
+def test_predicted_lora_explains_its_own_style_better_than_none_and_than_another(unseen):
+    """The loss that training minimised (paper, eq. 6), on styles and contents it never saw."""
+    pictures, facts = unseen
+    backbone, text = files.load_backbone()
+    encoder, _ = files.load_vae()
+    loaded = load_predictor(files.WEIGHTS / files.PREDICTOR)
+    assert loaded.base_model == "i2l-tiny"
+    see, predictor = loaded.encoder.float(), loaded.predictor.float()
+    tokens = see(pictures[:, :4].flatten(0, 1) * 2 - 1).unflatten(0, (STYLES, 4)).flatten(1, 2)
+    lora = {t.weight: pair for t, pair in predictor(tokens).layers().items()}
+    wrong = {k: (down.roll(1, 0), up.roll(1, 0)) for k, (down, up) in lora.items()}
+    latents = encoder(pictures[:, 4:].flatten(0, 1)).repeat_interleave(3, 0)
+    prompts = [content_prompt(c) for row in facts for c in row[4:] for _ in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    noise, sigma = torch.randn(latents.shape, generator=generator), draw_sigmas(len(latents), generator)
+    context, x = text(torch.tensor([tokenise(p) for p in prompts])), noisy(latents, noise, sigma)
+
+    def loss(pairs):
+        return (backbone(x, sigma, context, pairs) - velocity(latents, noise)).square().mean()
+
+    own, none, other = loss(lora), loss(None), loss(wrong)
+    assert own < 0.97 * none
+    assert own < 0.95 * other
