@@ -22,7 +22,7 @@ from i2l.tools.host import ROOT
 pytestmark = pytest.mark.server
 
 WORKFLOW = ROOT / "workflows" / "start_here.json"
-REFERENCES = sorted((ROOT / "workflows" / "references").glob("reference_*.png"))
+REFERENCES = sorted((ROOT / "workflows" / "references").glob("neon_*.png"))
 
 Prompt = dict[str, dict[str, Any]]
 
