@@ -38,11 +38,11 @@ PRESETS = {
     "cpu": Preset(
         BackboneConfig(),
         {
-            "vision": Plan(steps=700, batch=64, lr=2e-3, seed=21),
-            "judge": Plan(steps=900, batch=64, lr=2e-3, seed=31),
-            "backbone": Plan(steps=2000, batch=64, lr=2e-3, seed=11),
-            "decoder": Plan(steps=900, batch=12, lr=1.5e-3, seed=41, save_every=100),
-            "predictor": Plan(steps=1500, batch=8, lr=1e-3, seed=51, warmup=50, average=0.99, save_every=100),
+            "vision": Plan(steps=600, batch=64, lr=2e-3, seed=21),
+            "judge": Plan(steps=700, batch=64, lr=2e-3, seed=31),
+            "backbone": Plan(steps=1600, batch=64, lr=4e-3, seed=11),
+            "decoder": Plan(steps=700, batch=12, lr=1.5e-3, seed=41, save_every=100),
+            "predictor": Plan(steps=1200, batch=8, lr=1e-3, seed=51, warmup=50, average=0.99, save_every=100),
         },
         hidden=256, blocks=3, rank=4,
     ),
@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--export", action="store_true", help="write the averaged weights into the pack")
     parser.add_argument(
+        "--from-shipped", action="store_true", help="backbone: a new run goes on from the weights in the pack"
+    )
+    parser.add_argument(
         "--no-compile",
         action="store_true",
         help="do without torch.compile, for machines that lack a compiler",
@@ -82,36 +85,38 @@ def main(argv: list[str] | None = None) -> None:
         return
     plan = preset.plans[options.stage]
     plan = replace(plan, steps=options.steps) if options.steps else plan
-    _STAGES[options.stage](preset, plan, not options.no_compile, options.export)
+    _STAGES[options.stage](preset, plan, options)
 
 
-def _vision(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+def _vision(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     vision.train_encoder(RUNS / "vision", plan)
 
 
-def _judge(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+def _judge(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     run, judge = vision.train_judge(RUNS / "judge", plan)
-    if export:
+    if options.export:
         run.load_average()
         _report(files.save_judge(files.WEIGHTS, judge))
 
 
-def _backbone(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
-    run, net, text = backbone.train(RUNS / "backbone", plan, preset.backbone, compiled)
-    if export:
+def _backbone(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    start = files.load_backbone() if options.from_shipped else None
+    compiled = not options.no_compile
+    run, net, text = backbone.train(RUNS / "backbone", plan, preset.backbone, compiled, start)
+    if options.export:
         run.load_average()
         _report(files.save_backbone(files.WEIGHTS, net, text))
 
 
-def _decoder(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+def _decoder(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     basis = backbone.pool_basis()
     run, net = decoder.train(RUNS / "decoder", plan, basis)
-    if export:
+    if options.export:
         run.load_average()
         _report(files.save_vae(files.WEIGHTS, basis, net))
 
 
-def _predictor(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None:
+def _predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     net, text = files.load_backbone()
     encoder = _trained_encoder(preset)
     config = predictor.predictor_config(
@@ -126,9 +131,9 @@ def _predictor(preset: Preset, plan: Plan, compiled: bool, export: bool) -> None
         encoder,
         config,
         backbone.pool_basis(),
-        compiled,
+        not options.no_compile,
     )
-    if export:
+    if options.export:
         run.load_average()
         path = files.WEIGHTS / files.PREDICTOR
         about = {"title": "tiny world", "steps": str(run.step)}

@@ -63,13 +63,23 @@ def is_hidden_matrix(name: str, p: Tensor) -> bool:
 
 
 def train(
-    folder: Path, plan: Plan, config: BackboneConfig, compiled: bool
+    folder: Path,
+    plan: Plan,
+    config: BackboneConfig,
+    compiled: bool,
+    start: tuple[Backbone, TextEncoder] | None = None,
 ) -> tuple[Run, Backbone, TextEncoder]:
-    """Flow matching on pool latents with drawn prompts; the text encoder learns along."""
+    """Flow matching on pool latents with drawn prompts; the text encoder learns along.
+
+    `start`: trained networks to go on from, for a new run; a run that has a checkpoint ignores it.
+    """
     pool = train_pool()
     basis = pool_basis()
     latents = latents_of(pool, basis)
     backbone, text = build(config, plan.seed)
+    if start is not None:
+        backbone.load_state_dict(start[0].state_dict())
+        text.load_state_dict(start[1].state_dict())
     head = MaskHead(config.dim)
     run = Run(folder, plan, {"backbone": backbone, "text": text, "mask": head}, is_hidden_matrix)
 

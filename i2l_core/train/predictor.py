@@ -32,7 +32,7 @@ _GRAY = 128 / 255
 class Pairing:
     """How a batch of styles is made."""
 
-    targets: int = 8  # noisy targets for each predicted LoRA
+    targets: int = 6  # noisy targets for each predicted LoRA
     most_references: int = 4
     empty_prompts: float = (
         0.15  # share of targets with no prompt, so that both guidance branches know the LoRA
