@@ -44,10 +44,10 @@ class Content:
 
 
 @functools.cache
-def contents(held_out: bool) -> tuple[Content, ...]:
-    """All combinations of one side of the split, in a fixed order."""
+def contents(held_out: bool | None) -> tuple[Content, ...]:
+    """All combinations of one side of the split, or of both (None), in a fixed order."""
     every = itertools.product(range(len(SUBJECTS)), range(len(COUNTS)), range(len(PLACES)))
-    return tuple(c for c in itertools.starmap(Content, every) if c.held_out == held_out)
+    return tuple(c for c in itertools.starmap(Content, every) if held_out is None or c.held_out == held_out)
 
 
 def distance_field(content: Content, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,7 +21,7 @@ class PoolConfig:
     styles: int
     per_style: int  # pictures of each style, all of different content
     seed: int
-    held_out: bool  # which side of the style split, and of the content split
+    held_out: bool | None  # which side of the style split, and of the content split; None: both sides
 
     def __post_init__(self) -> None:
         if not 1 <= self.per_style <= len(contents(self.held_out)):
@@ -42,7 +42,8 @@ class Pool:
 def open_pool(folder: Path, config: PoolConfig, workers: int = 2, progress=lambda done, total: None) -> Pool:
     """Render the pool, or open the one that the same config has rendered before."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{'test' if config.held_out else 'train'}-{config.styles}x{config.per_style}-{config.seed}"
+    side = {False: "train", True: "test", None: "all"}[config.held_out]
+    stem = f"{side}-{config.styles}x{config.per_style}-{config.seed}"
     pictures_path, masks_path, facts_path = (
         folder / f"{stem}{end}" for end in (".npy", "-masks.npy", ".json")
     )

@@ -64,13 +64,13 @@ class Style:
         return astuple(self)
 
 
-def sample_style(rng: np.random.Generator, held_out: bool) -> Style:
-    """Draws styles until one lies on the wanted side of the split. Figure and ground hues never coincide."""
+def sample_style(rng: np.random.Generator, held_out: bool | None) -> Style:
+    """Draws styles until one lies on the wanted side of the split (None: on any). The two hues never coincide."""
     while True:
         figure = rng.uniform()
         ground = (figure + rng.uniform(0.18, 0.82)) % 1
         style = Style(int(rng.integers(len(TECHNIQUES))), figure, ground, *rng.uniform(size=4))
-        if style.held_out == held_out:
+        if held_out is None or style.held_out == held_out:
             return style
 
 

@@ -69,7 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--export", action="store_true", help="write the averaged weights into the pack")
     parser.add_argument(
-        "--from-shipped", action="store_true", help="backbone: a new run goes on from the weights in the pack"
+        "--from-shipped",
+        action="store_true",
+        help="a new run goes on from the weights in the pack (not vision and judge: they take minutes)",
     )
     parser.add_argument(
         "--no-compile",
@@ -80,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)  # dying activations must not slow the CPU down
     preset = PRESETS[options.preset]
     if options.stage == "pool":
-        data.train_pool()
-        data.test_pool()
+        for pool in (data.train_pool, data.test_pool, data.judge_pool):
+            pool()
         return
     plan = preset.plans[options.stage]
     plan = replace(plan, steps=options.steps) if options.steps else plan
@@ -110,7 +112,8 @@ def _backbone(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
 
 def _decoder(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     basis = backbone.pool_basis()
-    run, net = decoder.train(RUNS / "decoder", plan, basis)
+    start = files.load_vae()[1] if options.from_shipped else None
+    run, net = decoder.train(RUNS / "decoder", plan, basis, start)
     if options.export:
         run.load_average()
         _report(files.save_vae(files.WEIGHTS, basis, net))
@@ -118,7 +121,8 @@ def _decoder(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
 
 def _predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     net, text = files.load_backbone()
-    encoder = _trained_encoder(preset)
+    shipped = load_predictor(files.WEIGHTS / files.PREDICTOR) if options.from_shipped else None
+    encoder = shipped.encoder.float() if shipped else _trained_encoder(preset)
     config = predictor.predictor_config(
         net.config, encoder.config.token_dim, preset.hidden, preset.blocks, preset.rank
     )
@@ -132,6 +136,7 @@ def _predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
         config,
         backbone.pool_basis(),
         not options.no_compile,
+        shipped.predictor if shipped else None,
     )
     if options.export:
         run.load_average()

@@ -16,11 +16,18 @@ from ..demo.style import Style
 
 POOL_FOLDER = Path(".runs/pool")
 TRAIN_POOL = PoolConfig(styles=6000, per_style=8, seed=1, held_out=False)
+# The judge is an instrument, not a contestant: it must read every content and style there is. Trained on one side of
+# the split it never names a subject in a place where it has not met it.
+JUDGE_POOL = PoolConfig(styles=2500, per_style=8, seed=4, held_out=None)
 TEST_POOL = PoolConfig(styles=192, per_style=8, seed=2, held_out=True)
 
 
 def train_pool() -> Pool:
     return open_pool(POOL_FOLDER, TRAIN_POOL)
+
+
+def judge_pool() -> Pool:
+    return open_pool(POOL_FOLDER, JUDGE_POOL)
 
 
 def test_pool() -> Pool:

@@ -19,7 +19,10 @@ _CROP = 8  # latent cells a side
 _NOISE = 0.08  # standard deviation on latents of unit variance
 
 
-def train(folder: Path, plan: Plan, basis: PatchBasis) -> tuple[Run, nn.Sequential]:
+def train(
+    folder: Path, plan: Plan, basis: PatchBasis, start: nn.Module | None = None
+) -> tuple[Run, nn.Sequential]:
+    """`start`: a trained decoder to go on from, for a new run."""
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
     decoder = build_decoder()
@@ -27,6 +30,8 @@ def train(folder: Path, plan: Plan, basis: PatchBasis) -> tuple[Run, nn.Sequenti
     for name, p in decoder.named_parameters():
         if name.endswith("conv.4.weight"):  # residual branches start small
             nn.init.normal_(p, std=0.01)
+    if start is not None:
+        decoder.load_state_dict(start.state_dict())
     run = Run(folder, plan, {"decoder": decoder}, lambda k, p: False)
     side = _CROP * PATCH
 

@@ -140,12 +140,18 @@ def train(
     config: QueryConfig,
     basis: PatchBasis,
     compiled: bool,
+    start: QueryPredictor | None = None,
 ) -> tuple[Run, QueryPredictor]:
-    """`plan.batch` counts styles. Only the predictor learns; the log shows the loss ratio on held-out styles."""
+    """`plan.batch` counts styles. `start`: a trained predictor to go on from, for a new run.
+
+    Only the predictor learns; the log shows the loss ratio on held-out styles.
+    """
     for frozen in (backbone, text, encoder):
         frozen.requires_grad_(False).eval()
     torch.manual_seed(plan.seed)
     predictor = QueryPredictor(config)
+    if start is not None:
+        predictor.load_state_dict(start.float().state_dict())
     world, unseen = World(train_pool(), basis, encoder), World(test_pool(), basis, encoder)
     run = Run(folder, plan, {"predictor": predictor}, lambda k, p: p.ndim == 2 and ".blocks." in k)
 

@@ -1,7 +1,8 @@
 """Stages `vision` and `judge`: networks that learn to see style from pictures of the generator.
 
 The vision encoder is what the predictor looks through: trained here on style factors, then frozen, as the paper's
-SigLIP2 is frozen. The judge measures results; it is trained apart and knows contents too.
+SigLIP2 is frozen. The judge measures results; it is trained apart, in other pictures, on contents and styles of both
+sides of the splits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..demo.judge import Judge
 from ..demo.pool import Pool
 from ..demo.style import TECHNIQUES
 from ..encoders import SQUARE, EncoderConfig, VisionEncoder
-from .data import test_pool, train_pool
+from .data import judge_pool, test_pool, train_pool
 from .run import Plan, Run
 
 ENCODER = EncoderConfig(
@@ -80,7 +81,7 @@ def train_encoder(folder: Path, plan: Plan) -> tuple[Run, VisionEncoder]:
 
 def train_judge(folder: Path, plan: Plan) -> tuple[Run, Judge]:
     torch.manual_seed(plan.seed)
-    pool, unseen = train_pool(), test_pool()
+    pool, unseen = judge_pool(), test_pool()
     judge = Judge()
     judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(folder, plan, {"judge": judge}, lambda k, p: False)
