@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.host import import_host
 
 from i2l_core.demo.backbone import BackboneConfig
+from tools.host import import_host
 
 _RUNS = 15
 _FLUX2 = {
@@ -30,8 +30,12 @@ _FLUX2 = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="accepted for uniformity: the output is JSON in any case")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="accepted for uniformity: the output is JSON in any case"
+    )
     parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         import_host(Path(folder))
@@ -45,16 +49,26 @@ def _measure() -> dict[str, Any]:
     import comfy.ops
 
     config = BackboneConfig()
-    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+    options: dict[str, Any] = {
+        "dtype": torch.float32,
+        "device": "cpu",
+        "operations": comfy.ops.disable_weight_init,
+    }
     flux = comfy.ldm.flux.model.Flux(**_FLUX2, **options)
     lumina = comfy.ldm.lumina.model.NextDiT(**config.host_config(), **options)
     for p in (*flux.parameters(), *lumina.parameters()):
         torch.nn.init.normal_(p, std=0.02)
     sigma = torch.full((2,), 0.5)
     calls = {
-        "flux2": lambda: flux(torch.randn(2, 128, 8, 8), sigma, torch.randn(2, 512, 128), transformer_options={}),
+        "flux2": lambda: flux(
+            torch.randn(2, 128, 8, 8), sigma, torch.randn(2, 512, 128), transformer_options={}
+        ),
         "lumina2": lambda: lumina(
-            torch.randn(2, 16, 16, 16), sigma, torch.randn(2, 16, config.cap_feat_dim), 16, transformer_options={}
+            torch.randn(2, 16, 16, 16),
+            sigma,
+            torch.randn(2, 16, config.cap_feat_dim),
+            16,
+            transformer_options={},
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}

@@ -218,6 +218,7 @@ def test_reroutes_in_a_circle_are_refused():
 def test_stock_text_to_image_graph(host):
     """The workflow that the front end opens first, with the schemas of the host's own classes."""
     import comfyui_workflow_templates_json
+
     import nodes
 
     folder = Path(next(iter(comfyui_workflow_templates_json.__path__)))

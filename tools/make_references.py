@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from PIL import Image
+
 from i2l_core.demo.content import contents
 from i2l_core.demo.render import render
 from i2l_core.demo.style import Style, sample_style
-from PIL import Image
 
 from .host import ROOT
 
