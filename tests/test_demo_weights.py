@@ -38,7 +38,7 @@ def test_all_weights_together_stay_small():
 
 def test_missing_weights_say_how_to_get_them(tmp_path):
     with pytest.raises(
-        I2LError, match="the tiny world lacks judge.safetensors in .*: install the pack again"
+        I2LError, match=r"the tiny world lacks judge\.safetensors in .*: install the pack again"
     ):
         files.load_judge(tmp_path)
 
@@ -49,7 +49,7 @@ def test_autoencoder_restores_unseen_styles(unseen):
     encoder, decoder = files.load_vae()
     restored = decoder(encoder(pictures)).clamp(0, 1)
     psnr = -10 * (restored - pictures).square().mean().log10()
-    assert psnr > 21.5
+    assert psnr > 23
 
 
 @torch.inference_mode()

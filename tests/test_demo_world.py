@@ -167,10 +167,16 @@ def test_style_distance_is_a_distance_between_true_factors(seed):
 @pytest.mark.parametrize("factor", FACTORS)
 def test_style_distance_grows_with_the_difference_in_each_factor(factor):
     field = {"figure hue": "figure_hue", "ground hue": "ground_hue"}.get(factor, factor)
-    base = {"figure_hue": 0.2, "ground_hue": 0.2, "vividness": 0.2, "scale": 0.2, "angle": 0.2, "weight": 0.2}
+    base: dict[str, float] = {
+        "figure_hue": 0.2,
+        "ground_hue": 0.2,
+        "vividness": 0.2,
+        "scale": 0.2,
+        "angle": 0.2,
+        "weight": 0.2,
+    }
     here = _verdict(Style(0, **base))
     steps = [
-        float(style_distance(here, _verdict(Style(0, **(base | {field: 0.2 + d})))))
-        for d in (0.1, 0.25, 0.45)
+        float(style_distance(here, _verdict(Style(0, **{**base, field: 0.2 + d})))) for d in (0.1, 0.25, 0.45)
     ]
     assert 0 < steps[0] < steps[1] < steps[2]
