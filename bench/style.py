@@ -81,7 +81,7 @@ def run(styles: int, sampling: Sampling, sheet: Path | None, talk: bool) -> dict
         "predicted": loras,
         "wrong": {k: (d.roll(1, 0), u.roll(1, 0)) for k, (d, u) in loras.items()},
     }
-    seen = [_read(judge, references[:, i]) for i in range(_REFERENCES)]
+    seen = [judge(references[:, i]) for i in range(_REFERENCES)]
     cases: dict[str, Case] = {}
     for name, lora in made.items():
         out = paint(context, lora, styles, sampling)
@@ -140,10 +140,6 @@ def paint(context: Tensor, lora: dict[str, LayerPair] | None, styles: int, sampl
 
 def _context(targets: list[Content]) -> Tensor:
     return torch.tensor([tokenise(content_prompt(c)) for c in targets])
-
-
-def _read(judge: Judge, pictures: Tensor) -> Verdict:
-    return judge(pictures)
 
 
 def _case(judge: Judge, pictures: Tensor, references: list[Verdict], targets: list[Content]) -> Case:

@@ -14,9 +14,9 @@ from torch import nn
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig, LoRALinear
 from i2l.i2l_core.demo.content import contents
 from i2l.i2l_core.demo.pool import Pool
-from i2l.i2l_core.demo.sampler import Sampling, sample
+from i2l.i2l_core.demo.sampler import Sampling, sample, shifted
 from i2l.i2l_core.demo.style import sample_style
-from i2l.i2l_core.train.flow import draw_sigmas, noisy, shifted, velocity
+from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l.i2l_core.train.optimiser import Muon, orthogonalise
 from i2l.i2l_core.train.predictor import Pairing, draw_batch
 from i2l.i2l_core.train.run import Plan, Run

@@ -54,9 +54,7 @@ class PatchBasis:
 
 def fit_basis(pictures: Tensor) -> PatchBasis:
     """Principal components of the 8x8 patches of pictures (B, H, W, 3) in 0..1, computed in float64."""
-    b, h, w, _ = pictures.shape
-    patches = pictures.double().view(b, h // PATCH, PATCH, w // PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5)
-    patches = patches.reshape(-1, 3 * PATCH * PATCH)
+    patches = _patches(pictures.double()).flatten(0, 2)
     mean = patches.mean(0)
     variance, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))
     variance, vectors = variance.flip(0)[:CHANNELS], vectors.flip(1)[:, :CHANNELS]
@@ -66,6 +64,12 @@ def fit_basis(pictures: Tensor) -> PatchBasis:
     return PatchBasis(
         mean.float(), (vectors * gain).T.float().contiguous(), (vectors / gain).float().contiguous()
     )
+
+
+def _patches(pictures: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) -> (B, H / 8, W / 8, 192), each patch as (row, column, rgb)."""
+    b, h, w, _ = pictures.shape
+    return pictures.view(b, h // PATCH, PATCH, w // PATCH, PATCH, 3).permute(0, 1, 3, 2, 4, 5).flatten(3)
 
 
 class _Block(nn.Module):

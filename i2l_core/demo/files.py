@@ -41,7 +41,7 @@ def load_backbone(folder: Path = WEIGHTS) -> tuple[Backbone, TextEncoder]:
     backbone = Backbone(BackboneConfig(**{**config, "axes_dims": tuple(config["axes_dims"])}))
     text = TextEncoder()
     for net, prefix in ((backbone, "backbone."), (text, "text.")):
-        net.load_state_dict({k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)})
+        net.load_state_dict({k: v.float() for k, v in part(tensors, prefix).items()})
     return backbone.eval(), text.eval()
 
 
@@ -57,7 +57,7 @@ def load_vae(folder: Path = WEIGHTS) -> tuple[nn.Sequential, nn.Sequential]:
     tensors, _ = read(folder / VAE)
     encoder, decoder = build_encoder(), build_decoder()
     for net, prefix in ((encoder, "taesd_encoder."), (decoder, "taesd_decoder.")):
-        net.load_state_dict({k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)})
+        net.load_state_dict({k: v.float() for k, v in part(tensors, prefix).items()})
     return encoder.eval(), decoder.eval()
 
 
@@ -71,6 +71,11 @@ def load_judge(folder: Path = WEIGHTS) -> Judge:
     judge = Judge()
     judge.load_state_dict({k: v.float() for k, v in read(folder / JUDGE)[0].items()})
     return judge.eval()
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict]:

@@ -18,6 +18,11 @@ _TABLE = 1000  # noise levels in the host's table
 SHIFT = 3.0  # of the Z-Image class in the host
 
 
+def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
+    """Uniform 0..1 -> noise levels as the host's sampling spends its steps on them."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 @dataclass(frozen=True)
 class Sampling:
     steps: int = 20
@@ -26,8 +31,7 @@ class Sampling:
     def sigmas(self) -> Tensor:
         """Noise levels (steps + 1,), from 1 down to 0."""
         indices = torch.tensor([_TABLE - int(i * _TABLE / self.steps) for i in range(self.steps)])
-        u = indices / _TABLE
-        return torch.cat([SHIFT * u / (1 + (SHIFT - 1) * u), torch.zeros(1)])
+        return torch.cat([shifted(indices / _TABLE), torch.zeros(1)])
 
 
 @torch.no_grad()

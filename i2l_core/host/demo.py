@@ -32,7 +32,7 @@ class DemoWorld(NamedTuple):
 
 def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
     """Read the weights of the tiny world. Raises I2LError when they are missing, damaged or do not fit."""
-    clip = build_clip(_part(folder, "text."))
+    clip = build_clip(_text_weights(folder))
     clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
     return DemoWorld(
         load_model(folder), clip, load_vae(folder), load_host_predictor(folder / files.PREDICTOR)
@@ -41,8 +41,9 @@ def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
 
 def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The backbone as a MODEL of the Z-Image class; the host chooses dtype and devices."""
-    weights = _part(folder, "backbone.")
-    config = comfy.supported_models.ZImage(_backbone_config(folder).host_config())
+    tensors, about = _read(folder / files.BACKBONE)
+    weights = files.part(tensors, "backbone.")
+    config = comfy.supported_models.ZImage(_backbone_config(about).host_config())
     device = comfy.model_management.get_torch_device()
     supported = list(config.supported_inference_dtypes)
     dtype = comfy.model_management.unet_dtype(
@@ -71,7 +72,7 @@ def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
 
 
 def load_text_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
-    return build_clip(_part(folder, "text."), disable_dynamic).patcher
+    return build_clip(_text_weights(folder), disable_dynamic).patcher
 
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
@@ -90,18 +91,16 @@ def load_vae_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatche
     return load_vae(folder).patcher
 
 
-def _backbone_config(folder: Path) -> BackboneConfig:
-    _, about = _read(folder / files.BACKBONE)
+def _backbone_config(about: dict[str, Any]) -> BackboneConfig:
     sizes = about.get("config")
     if not isinstance(sizes, dict):
         raise I2LError(f"{files.BACKBONE} does not say its sizes; install ComfyUI-i2L again")
     return BackboneConfig(**{**sizes, "axes_dims": tuple(sizes["axes_dims"])})
 
 
-def _part(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors of the backbone file under a prefix, without it."""
+def _text_weights(folder: Path) -> dict[str, Tensor]:
     tensors, _ = _read(folder / files.BACKBONE)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return files.part(tensors, "text.")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

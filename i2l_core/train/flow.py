@@ -9,12 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..demo.sampler import SHIFT
-
-
-def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
-    """Uniform 0..1 -> noise levels as the host's sampling spends its steps on them."""
-    return shift * u / (1 + (shift - 1) * u)
+from ..demo.sampler import shifted
 
 
 def draw_sigmas(count: int, generator: torch.Generator) -> Tensor:
