@@ -6,106 +6,15 @@ import json
 
 import pytest
 import torch
+from tiny_models import build, close, lora_for
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
-
-CONFIGS = {
-    "lumina2": dict(
-        image_model="lumina2",
-        patch_size=2,
-        in_channels=16,
-        dim=256,
-        cap_feat_dim=32,
-        n_layers=6,
-        n_refiner_layers=1,
-        qk_norm=True,
-        n_heads=2,
-        n_kv_heads=2,
-        axes_dims=[32, 48, 48],
-        axes_lens=[1536, 512, 512],
-        rope_theta=256.0,
-        ffn_dim_multiplier=8 / 3,
-        z_image_modulation=True,
-        time_scale=1000.0,
-        pad_tokens_multiple=32,
-    ),
-    "flux2": dict(
-        image_model="flux2",
-        axes_dim=[32] * 4,
-        num_heads=2,
-        mlp_ratio=3.0,
-        theta=2000,
-        out_channels=128,
-        global_modulation=True,
-        mlp_silu_act=True,
-        qkv_bias=False,
-        ops_bias=False,
-        default_ref_method="index",
-        ref_index_scale=10.0,
-        txt_ids_dims=[3],
-        in_channels=128,
-        hidden_size=256,
-        context_in_dim=48,
-        patch_size=1,
-        vec_in_dim=None,
-        depth=1,
-        depth_single_blocks=2,
-        guidance_embed=False,
-        yak_mlp=False,
-        txt_norm=False,
-    ),
-}
-
-
-def build(name: str, dtype=torch.float32):
-    """A tiny real MODEL with random weights, always the same ones."""
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    cls = {"lumina2": comfy.supported_models.ZImage, "flux2": comfy.supported_models.Flux2}[name]
-    config = cls(dict(CONFIGS[name]))
-    config.set_inference_dtype(dtype, None)
-    model = config.get_model({}, "")
-    gen = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for key, weight in model.diffusion_model.named_parameters():
-            weight.copy_(torch.randn(weight.shape, generator=gen) * 0.05)
-            if weight.ndim == 1 and key.endswith("norm.weight"):
-                weight.fill_(1.0)
-    return comfy.model_patcher.CoreModelPatcher(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
 
 
 @pytest.fixture(scope="module", params=["lumina2", "flux2"])
 def patcher(host, request):
     return build(request.param)
-
-
-def layout_of(patcher):
-    from i2l.i2l_core.host.patch import weights_of
-    from i2l.i2l_core.layouts import LAYOUTS
-
-    weights = weights_of(patcher)
-    return next(layout for layout in LAYOUTS if layout.matches(weights)), weights
-
-
-def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "") -> LoRA:
-    """A random LoRA on every Linear layer, q, k and v each on their own rows."""
-    layout, weights = layout_of(patcher)
-    gen = torch.Generator().manual_seed(seed)
-    layers = {
-        slot.target: LowRank(
-            torch.randn(rank, slot.d_in, generator=gen) / slot.d_in**0.5,
-            torch.randn(slot.d_out, rank, generator=gen) * 0.02,
-        )
-        for slot in layout.slots(weights)
-    }
-    return LoRA(layers, base_model=base_model)
 
 
 def parameters(patcher) -> dict[str, torch.Tensor]:
@@ -147,11 +56,6 @@ def loaded(patcher):
             patcher.unpatch_model(device_to=torch.device("cpu"))
 
     return context()
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
-    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
-    assert error <= limit, f"relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.35, -2.0])

@@ -1,0 +1,129 @@
+"""Tiny real MODELs of every network that LoRAs are predicted for, with random weights, and LoRAs for them."""
+
+from __future__ import annotations
+
+import torch
+
+from i2l.i2l_core.lora import LoRA, LowRank, Target
+
+CONFIGS = {
+    "lumina2": dict(
+        image_model="lumina2",
+        patch_size=2,
+        in_channels=16,
+        dim=256,
+        cap_feat_dim=32,
+        n_layers=6,
+        n_refiner_layers=1,
+        qk_norm=True,
+        n_heads=2,
+        n_kv_heads=2,
+        axes_dims=[32, 48, 48],
+        axes_lens=[1536, 512, 512],
+        rope_theta=256.0,
+        ffn_dim_multiplier=8 / 3,
+        z_image_modulation=True,
+        time_scale=1000.0,
+        pad_tokens_multiple=32,
+    ),
+    "flux2": dict(
+        image_model="flux2",
+        axes_dim=[32] * 4,
+        num_heads=2,
+        mlp_ratio=3.0,
+        theta=2000,
+        out_channels=128,
+        global_modulation=True,
+        mlp_silu_act=True,
+        qkv_bias=False,
+        ops_bias=False,
+        default_ref_method="index",
+        ref_index_scale=10.0,
+        txt_ids_dims=[3],
+        in_channels=128,
+        hidden_size=256,
+        context_in_dim=48,
+        patch_size=1,
+        vec_in_dim=None,
+        depth=1,
+        depth_single_blocks=2,
+        guidance_embed=False,
+        yak_mlp=False,
+        txt_norm=False,
+    ),
+    "hidream_o1": dict(
+        image_model="hidream_o1",
+        text_config_overrides=dict(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=128,
+        ),
+        vision_config_overrides=dict(
+            hidden_size=32, num_heads=2, intermediate_size=64, depth=1, num_position_embeddings=64
+        ),
+    ),
+}
+
+
+def build(name: str, dtype=torch.float32):
+    """A tiny real MODEL with random weights, always the same ones."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    cls = {
+        "lumina2": comfy.supported_models.ZImage,
+        "flux2": comfy.supported_models.Flux2,
+        "hidream_o1": comfy.supported_models.HiDreamO1,
+    }[name]
+    config = cls(dict(CONFIGS[name]))
+    config.set_inference_dtype(dtype, None)
+    model = config.get_model({}, "")
+    gen = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for key, weight in model.diffusion_model.named_parameters():
+            weight.copy_(torch.randn(weight.shape, generator=gen) * 0.05)
+            if weight.ndim == 1 and key.endswith("norm.weight"):
+                weight.fill_(1.0)
+    return comfy.model_patcher.CoreModelPatcher(
+        model,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: float = 0.02) -> LoRA:
+    """A random LoRA on every adapted Linear, q, k and v each on their own rows where the layout has them."""
+    gen = torch.Generator().manual_seed(seed)
+    layers = {
+        target: LowRank(
+            torch.randn(rank, d_in, generator=gen) / d_in**0.5,
+            torch.randn(d_out, rank, generator=gen) * size,
+        )
+        for target, d_in, d_out in _slots(patcher)
+    }
+    return LoRA(layers, base_model=base_model)
+
+
+def _slots(patcher) -> list[tuple[Target, int, int]]:
+    from i2l.i2l_core.host.patch import weights_of
+    from i2l.i2l_core.layouts import LAYOUTS
+
+    weights = weights_of(patcher)
+    layout = next((layout for layout in LAYOUTS if layout.matches(weights)), None)
+    if layout is not None:
+        return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
+    linears = {
+        name: module
+        for name, module in patcher.model.diffusion_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    return [(Target(name), module.in_features, module.out_features) for name, module in linears.items()]
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max()
+    assert error <= limit, f"relative error {error:.2e}"
