@@ -19,15 +19,39 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from .lora_model import PredictedLoRA
+from .live import attach
+from .live_lora import LiveLoRA
+from .lora_model import PredictedLoRA, lora_of
 from .patch import apply_merged, report
+from .prefix_cache import clear_around_runs
+
+MERGED, LIVE = "merged", "live"
 
 
-def apply_lora_model(model: ModelPatcher, value: Any, strength: float) -> tuple[ModelPatcher, str]:
+def apply_lora_model(
+    model: ModelPatcher,
+    value: Any,
+    strength: float,
+    mode: str = MERGED,
+    start: float = 0.0,
+    end: float = 1.0,
+    mask: Tensor | None = None,
+) -> tuple[ModelPatcher, str]:
     """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
 
+    `start`, `end` (shares of the sampling) and `mask` (N, H, W) need `mode` LIVE.
     Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole.
     """
+    if mode == LIVE:
+        lora = lora_of(value)
+        live = LiveLoRA(lora, strength, start=start, end=end, mask=mask)
+        return attach(model, live), f"live: {report(lora, model)}"
+    if mode != MERGED:
+        raise I2LError(f"mode must be {MERGED} or {LIVE}, got {mode}")
+    if (start, end) != (0, 1) or mask is not None:
+        raise I2LError(
+            "start, end and mask need the mode live; set mode to live, or start 0, end 1 and no mask"
+        )
     if isinstance(value, PredictedLoRA):
         return apply_merged(model, value.lora, strength), str(report(value.lora, model))
     if not isinstance(value, Mapping):
@@ -73,6 +97,7 @@ def _apply_foreign(
         raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
 
     patched = model.clone()
+    clear_around_runs(patched)
     if strength == 0:
         return patched, "strength 0: nothing is applied"
     refused = patches.keys() - set(patched.add_patches(patches, strength))

@@ -19,6 +19,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from ..errors import I2LError
 from ..layouts import BaseModel, Weights, find_model, recognise
 from ..lora import LoRA, Target
+from .prefix_cache import clear_around_runs
 
 _PREFIX = "diffusion_model."
 
@@ -58,15 +59,12 @@ def report(lora: LoRA, model: ModelPatcher) -> Report:
     return _report(lora, weights_of(model))
 
 
-def apply_merged(model: ModelPatcher, lora: LoRA, strength: float) -> ModelPatcher:
-    """A clone of `model` with W' = W + strength * up @ down; `model` stays as it is.
+def check_fits(lora: LoRA, model: ModelPatcher) -> None:
+    """Raise I2LError when `lora` is for another base model (naming both), when not all of its layers fit the
+    model (naming up to five), or when a number in it is not finite.
 
-    Raises I2LError, before anything is cloned, when the LoRA is for another base model (naming both), when
-    not all of its layers fit the model (naming up to five), or when a number in it or the strength is not
-    finite. A LoRA without a base model is taken for this one when all of its layers fit.
+    A LoRA without a base model is taken for this one when all of its layers fit.
     """
-    if not math.isfinite(strength):
-        raise I2LError(f"strength must be a finite number, got {strength}")
     weights = weights_of(model)
     if lora.base_model:
         _check_base_model(lora, weights)
@@ -76,7 +74,19 @@ def apply_merged(model: ModelPatcher, lora: LoRA, strength: float) -> ModelPatch
         raise I2LError(f"the LoRA does not fit this MODEL, {found}. Not placed: {some}")
     lora.check_finite()
 
+
+def apply_merged(model: ModelPatcher, lora: LoRA, strength: float) -> ModelPatcher:
+    """A clone of `model` with W' = W + strength * up @ down; `model` stays as it is.
+
+    Raises I2LError, before anything is cloned, when the LoRA does not fit (`check_fits`) or when the strength is
+    not finite.
+    """
+    if not math.isfinite(strength):
+        raise I2LError(f"strength must be a finite number, got {strength}")
+    check_fits(lora, model)
+
     patched = model.clone()
+    clear_around_runs(patched)
     if strength == 0:
         return patched
     patches = {

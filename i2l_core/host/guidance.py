@@ -1,0 +1,48 @@
+"""Asymmetric guidance (arXiv 2606.13809, eq. 7-9): a LoRA for each side of classifier-free guidance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+
+from .branches import Branch
+from .live import attach, attached
+from .live_lora import LiveLoRA
+from .lora_model import lora_of
+from .patch import report
+
+
+def asymmetric(
+    model: ModelPatcher,
+    style: Any,
+    neutral: Any = None,
+    strength: float = 1.0,
+    neutral_strength: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
+) -> ModelPatcher:
+    """A clone of `model` that runs positive rows with `style` and negative rows with `neutral` (LORA_MODELs).
+
+    Both stay in one batched forward where the host batches them. Without `neutral` negative rows are those of the
+    model as it is; layers that only one of the two has are zero in the other. `start`, `end`: shares of the
+    sampling. Raises I2LError, before anything is cloned, for a LoRA that does not fit or numbers out of range.
+    """
+    loras = [LiveLoRA(lora_of(style), strength, branch=Branch.POSITIVE, start=start, end=end)]
+    if neutral is not None:
+        loras.append(
+            LiveLoRA(lora_of(neutral), neutral_strength, branch=Branch.NEGATIVE, start=start, end=end)
+        )
+    return attach(model, *loras)
+
+
+def describe(model: ModelPatcher, cfg: float | None = None) -> str:
+    """One line for the node: which live LoRAs act where on a MODEL, and what `cfg` 1 means for them."""
+    parts = [
+        f"{live.branch.value if live.branch else 'both sides'}: {report(live.lora, model)}"
+        for live in attached(model)
+    ]
+    if cfg is not None and math.isclose(cfg, 1.0):
+        parts.append("cfg is 1: there is no negative side, only the style acts")
+    return "; ".join(parts)

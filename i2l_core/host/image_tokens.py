@@ -1,0 +1,85 @@
+"""Where the picture is among the tokens of a network, so that a mask on the picture can weigh tokens.
+
+The three networks put their tokens alike: text first, then the picture row by row (filled up to a multiple where
+the network wants one), then reference pictures. So the picture is found by counting from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import I2LError
+
+
+@dataclass(frozen=True)
+class _Network:
+    text_only: tuple[str, ...]  # parts of names of layers that see no image token
+    references: str = ""  # argument of the network that brings reference pictures behind the picture
+
+
+_NETWORKS = {
+    "Flux": _Network(text_only=("txt_",), references="ref_latents"),
+    "NextDiT": _Network(text_only=("context_refiner.", "cap_embedder.")),
+    "HiDreamO1Transformer": _Network(text_only=("visual.",), references="ref_patches"),
+}
+
+
+def check_maskable(network: nn.Module) -> None:
+    """Raise I2LError when it is not known where this network has its image tokens."""
+    if type(network).__name__ not in _NETWORKS:
+        raise I2LError(
+            f"a mask cannot be used on this MODEL: where {type(network).__name__} has its image tokens is not "
+            f"known. Known are {', '.join(_NETWORKS)}; leave the mask away"
+        )
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The picture among the tokens of one forward."""
+
+    height: int  # in tokens
+    width: int
+    tail: int  # tokens from its first one to the end of a sequence that also has text and references
+    text_only: tuple[str, ...]
+
+    @classmethod
+    def read(cls, network: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> ImageTokens:
+        """`x`: the latent (rows, C, H, W); `arguments`: what else goes into `network`."""
+        known = _NETWORKS[type(network).__name__]
+        patch = int(network.patch_size)  # type: ignore[arg-type]
+        height, width = (-(-side // patch) for side in x.shape[-2:])
+        multiple = getattr(network, "pad_tokens_multiple", None) or 1
+        tail = -(-height * width // multiple) * multiple
+        tail += _reference_tokens(arguments.get(known.references), patch)
+        return cls(height, width, tail, known.text_only)
+
+    def weigh(self, mask: Tensor, name: str, tokens: int | None) -> Tensor:
+        """The weight of each token of layer `name`, (N, tokens or 1), for a mask (N, H, W) on the picture.
+
+        An image token gets the mean of the mask over its patch. What the whole picture shares (text tokens,
+        and modulation, which has no tokens) gets the mean of the whole mask, so a mask of ones changes nothing.
+        """
+        share = mask.mean(dim=(1, 2))[:, None]
+        if tokens is None:
+            return share
+        weights = share.repeat(1, tokens)
+        sees_picture = tokens >= self.height * self.width  # modulation may come as one token
+        if sees_picture and not any(part in name for part in self.text_only):
+            patches = F.interpolate(mask[:, None], (self.height, self.width), mode="area").flatten(1)
+            start = max(0, tokens - self.tail)
+            weights[:, start : start + patches.shape[1]] = patches
+        return weights
+
+
+def _reference_tokens(references: Any, patch: int) -> int:
+    if references is None:
+        return 0
+    if torch.is_tensor(references):  # patches already, (rows, tokens, ...)
+        return references.shape[1]
+    return sum(-(-ref.shape[-2] // patch) * -(-ref.shape[-1] // patch) for ref in references)

@@ -1,0 +1,113 @@
+"""One forward hook on each adapted Linear, and masks as weights of what they add."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import I2LError
+from ..lora import Target
+from ..row_products import RowProducts
+from .image_tokens import ImageTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Acting:
+    """What the hooks of one forward do: products by weight, for these rows out of so many."""
+
+    products: Mapping[str, RowProducts]
+    span: slice
+    rows: int
+    gates: Gates | None
+
+
+class Hooks:
+    """One forward hook on each Linear that any LoRA names. They do nothing unless told to."""
+
+    def __init__(self, network: nn.Module, targets: Sequence[Target]) -> None:
+        self._acting: Acting | None = None
+        self._handles = [
+            network.get_submodule(target.weight).register_forward_hook(self._hook(target.weight))
+            for target in targets
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    @contextlib.contextmanager
+    def acting(self, acting: Acting) -> Iterator[None]:
+        outer, self._acting = self._acting, acting
+        try:
+            yield
+        finally:
+            self._acting = outer
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            acting = self._acting
+            products = acting.products.get(name) if acting else None
+            if acting is None or products is None:
+                return None
+            return _add(name, args[0], out, products, acting)
+
+        return add
+
+
+def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Acting) -> Tensor:
+    span = acting.span
+    if x.shape[0] != acting.rows:
+        if span != slice(0, acting.rows) or products.groups != 1 or acting.gates is not None:
+            raise I2LError(
+                f"{name} runs on {x.shape[0]} rows of a batch of {acting.rows}: which of them are positive "
+                "cannot be told, so LoRAs that differ between the branches cannot act on it here"
+            )
+        span = slice(0, x.shape[0])
+    gate = acting.gates.of(name, x[span], products) if acting.gates else None
+    if span == slice(0, x.shape[0]):
+        return products.add_to(out, x, gate)
+    added = products.add_to(out[span], x[span], gate)
+    if added.data_ptr() == out[span].data_ptr():
+        return out
+    return torch.cat([out[: span.start], added, out[span.stop :]])
+
+
+class Gates:
+    """Masks as weights of the columns of a product. Layers of the same sizes share them, and all steps do."""
+
+    def __init__(self, tokens: ImageTokens, masks: Mapping[int, Tensor], rows: int) -> None:
+        self._tokens = tokens
+        self._masks = masks
+        self._rows = rows  # of one chunk: one mask of a batch each
+        self._made: dict[Any, Tensor] = {}
+
+    def of(self, name: str, x: Tensor, products: RowProducts) -> Tensor | None:
+        """(G, rows / G * tokens, K) for `RowProducts.add_to`, or None when none of its LoRAs has a mask."""
+        if not any(number in self._masks for owners in products.owner for number in owners):
+            return None
+        count = x.shape[1] if x.ndim == 3 else None
+        text_only = any(part in name for part in self._tokens.text_only)
+        key = count, text_only, x.shape[0], products.owner
+        if key not in self._made:
+            self._made[key] = self._make(name, count, x, products)
+        return self._made[key]
+
+    def _make(self, name: str, count: int | None, x: Tensor, products: RowProducts) -> Tensor:
+        groups = len(products.owner)
+        ones = torch.ones(x.shape[0] // groups, count or 1)
+        columns = {-1: ones}
+        for number, mask in self._masks.items():
+            weights = self._tokens.weigh(mask.float().cpu(), name, count)
+            columns[number] = weights.expand(self._rows, -1).repeat(len(ones) // self._rows, 1)
+        gate = torch.stack(
+            [
+                torch.stack([columns.get(j, ones) for j in owners], -1).flatten(0, 1)
+                for owners in products.owner
+            ]
+        )
+        return gate.to(x.device, x.dtype)

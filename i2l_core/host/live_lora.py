@@ -1,0 +1,99 @@
+"""A LoRA with where and when it acts, and a set of them prepared for one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import I2LError
+from ..lora import LoRA, LowRank, Target, fuse_rows
+from .branches import Branch, Chunk
+
+_MOST_STRETCHED = 1.1  # how far the proportions of a mask may be off: rounding to the latent's grid
+
+
+@dataclass(frozen=True, eq=False)
+class LiveLoRA:
+    """A LoRA, and where and when it acts.
+
+    `branch`, `tag`: only on rows of that branch, or of conditionings with that tag (`branches.tagged`).
+    `start`, `end`: shares of the sampling, as in ComfyUI's start_percent and end_percent.
+    `mask`: (N, H, W) in 0..1, N = 1 or the batch size, any resolution.
+    Raises I2LError for numbers out of range.
+    """
+
+    lora: LoRA
+    strength: float = 1.0
+    branch: Branch | None = None
+    tag: str | None = None
+    start: float = 0.0
+    end: float = 1.0
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.strength):
+            raise I2LError(f"strength must be a finite number, got {self.strength}")
+        if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:  # NaN compares false
+            raise I2LError(f"start and end must be from 0 to 1, got {self.start} and {self.end}")
+        if self.start > self.end:
+            raise I2LError(f"start ({self.start}) is after end ({self.end}); the LoRA would never act")
+        if self.mask is not None:
+            _check_mask(self.mask)
+
+    def acts_on(self, chunk: Chunk) -> bool:
+        return self.branch in (None, chunk.branch) and (self.tag is None or self.tag in chunk.tags)
+
+    @property
+    def always(self) -> bool:
+        return self.start == 0 and self.end == 1
+
+
+def _check_mask(mask: Tensor) -> None:
+    shape = tuple(mask.shape)
+    if mask.ndim != 3 or 0 in shape:
+        raise I2LError(f"the mask must be a MASK, (pictures, height, width), got {shape}")
+    if not torch.isfinite(mask).all():
+        raise I2LError("the mask holds NaN or infinite values; make it again")
+
+
+def check_mask_fits(mask: Tensor | None, noise: Tensor) -> None:
+    """Raise I2LError when a mask cannot be for a batch of latents like `noise`, (N, C, H, W)."""
+    if mask is None:
+        return
+    if mask.shape[0] not in (1, noise.shape[0]):
+        raise I2LError(
+            f"the mask has {mask.shape[0]} pictures, the batch {noise.shape[0]}; give one mask, or one for each"
+        )
+    mask_ratio, ratio = mask.shape[-1] / mask.shape[-2], noise.shape[-1] / noise.shape[-2]
+    if not 1 / _MOST_STRETCHED <= mask_ratio / ratio <= _MOST_STRETCHED:
+        raise I2LError(
+            f"the mask is {mask.shape[-1]}x{mask.shape[-2]} (width x height), of other proportions than the "
+            f"picture ({noise.shape[-1]}x{noise.shape[-2]} in the latent); make it of the picture's proportions"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSet:
+    """All live LoRAs of one MODEL, with one layer per weight."""
+
+    loras: tuple[LiveLoRA, ...]
+    layers: tuple[Mapping[Target, LowRank], ...]  # of each LoRA
+    targets: tuple[Target, ...] = field(init=False)  # of any of them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "targets", tuple(sorted({target for part in self.layers for target in part}))
+        )
+
+    @classmethod
+    def of(cls, loras: Sequence[LiveLoRA], widths: Mapping[str, int]) -> LiveSet:
+        """`widths`: weight -> its number of rows in that model."""
+        return cls(tuple(loras), tuple(fuse_rows(live.lora, widths).layers for live in loras))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.down.nbytes + layer.up.nbytes for part in self.layers for layer in part.values())

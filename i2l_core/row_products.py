@@ -1,0 +1,92 @@
+"""Low-rank products that differ between groups of batch rows, without a loop over rows.
+
+    y[g] += (x[g] @ A[g]^T * gate[g]) @ B[g]^T          g = group of consecutive rows
+
+Two products per Linear, however many groups and LoRAs there are: LoRAs that act on the same rows are
+concatenated along their rank, with their strengths in B; groups of lower rank are filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import I2LError
+from .lora import LowRank
+
+
+@dataclass(frozen=True, eq=False)
+class RowProducts:
+    """What one Linear adds, for G equal groups of consecutive batch rows.
+
+    Both tensors are ready for a batched product. `owner` tells, per column of the rank, which of the LoRAs of
+    its group it belongs to (by the number that `stack` was given; -1 for filling), for gates.
+    """
+
+    down: Tensor  # (G, d_in, K)
+    up: Tensor  # (G, K, d_out)
+    owner: tuple[tuple[int, ...], ...]  # (G, K)
+
+    @property
+    def groups(self) -> int:
+        return self.down.shape[0]
+
+    def add_to(self, out: Tensor, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """`out` plus the products, in place where no gradient is recorded.
+
+        `x`: (rows, ..., d_in), `out`: (rows, ..., d_out), contiguous, rows a multiple of G.
+        `gate`: (G, rows / G * tokens, K) or None.
+        """
+        groups, d_in, _ = self.down.shape
+        if x.shape[0] % groups:
+            raise I2LError(f"{x.shape[0]} batch rows cannot be split into {groups} equal groups")
+        flat_x, flat_out = x.reshape(groups, -1, d_in), out.view(groups, -1, out.shape[-1])
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)  # no copy when it is the same
+        if groups == 1 and gate is None:
+            hidden = flat_x[0] @ down[0]
+            if out.requires_grad or hidden.requires_grad:
+                return torch.addmm(flat_out[0], hidden, up[0]).view_as(out)
+            flat_out[0].addmm_(hidden, up[0])
+            return out
+        hidden = torch.bmm(flat_x, down)
+        if gate is not None:
+            hidden = hidden * gate
+        if out.requires_grad or hidden.requires_grad:
+            return torch.baddbmm(flat_out, hidden, up).view_as(out)
+        flat_out.baddbmm_(hidden, up)
+        return out
+
+
+def stack(
+    groups: Sequence[Sequence[tuple[int, LowRank, float]]],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> RowProducts | None:
+    """Per group the LoRA layers of one Linear that act on it, as (number, layer, strength).
+
+    None when no group has any. Layers must agree on d_in and d_out; strengths are folded in in the layer's own
+    dtype, before the cast.
+    """
+    layers = [layer for group in groups for _, layer, _ in group]
+    if not layers:
+        return None
+    sizes = {(layer.d_in, layer.d_out) for layer in layers}
+    if len(sizes) != 1:
+        raise I2LError(f"LoRA layers of one Linear differ in (d_in, d_out): {sorted(sizes)}")
+    ((d_in, d_out),) = sizes
+    rank = max(sum(layer.rank for _, layer, _ in group) for group in groups)
+    down = torch.zeros(len(groups), d_in, rank, device=device, dtype=dtype)
+    up = torch.zeros(len(groups), rank, d_out, device=device, dtype=dtype)
+    owner = []
+    for g, group in enumerate(groups):
+        owners: list[int] = []
+        for number, layer, strength in group:
+            columns = slice(len(owners), len(owners) + layer.rank)
+            down[g, :, columns] = layer.down.T.to(device=device, dtype=dtype)
+            up[g, columns] = (layer.up * strength).T.to(device=device, dtype=dtype)
+            owners += [number] * layer.rank
+        owner.append(tuple(owners + [-1] * (rank - len(owners))))
+    return RowProducts(down, up, tuple(owner))
