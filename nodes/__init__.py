@@ -5,13 +5,22 @@ from __future__ import annotations
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
 from .demo import LoadI2LDemo
+from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
 from .predict import ImagesToLoRA
 from .save import SavePredictedLoRA
 
 __all__ = ["NODES", "on_load"]
 
-NODES = (LoadI2LPredictor, ImagesToLoRA, ApplyPredictedLoRA, SavePredictedLoRA, LoadI2LDemo)
+NODES = (
+    LoadI2LPredictor,
+    ImagesToLoRA,
+    ApplyPredictedLoRA,
+    AsymmetricCFG,
+    AsymmetricGuider,
+    SavePredictedLoRA,
+    LoadI2LDemo,
+)
 
 
 def on_load() -> None:

@@ -6,8 +6,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..i2l_core.host.apply import apply_lora_model
-from .sockets import CATEGORY, LoraModel
+from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
+from .sockets import CATEGORY, LoraModel, end_percent, start_percent
 
 
 class ApplyPredictedLoRA(io.ComfyNode):
@@ -36,6 +36,21 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     tooltip="How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
                     "pictures may break, below 0 they move away from the style.",
                 ),
+                io.Combo.Input(
+                    "mode",
+                    options=[MERGED, LIVE],
+                    default=MERGED,
+                    optional=True,
+                    tooltip="merged: into the weights, free per step. live: beside the weights, a few percent "
+                    "slower; for start, end and mask, and for models whose weights cannot be patched.",
+                ),
+                start_percent(),
+                end_percent(),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Live mode only. Where in the picture the style acts: white fully, black not at all.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -46,6 +61,15 @@ class ApplyPredictedLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, lora: dict[str, Tensor], strength: float) -> io.NodeOutput:
-        patched, where = apply_lora_model(model, lora, strength)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        lora: dict[str, Tensor],
+        strength: float,
+        mode: str = MERGED,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        patched, where = apply_lora_model(model, lora, strength, mode, start_percent, end_percent, mask)
         return io.NodeOutput(patched, ui=ui.PreviewText(where))

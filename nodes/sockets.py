@@ -1,4 +1,4 @@
-"""Socket types that more than one node uses, each declared once."""
+"""Socket types and widgets that more than one node uses, each declared once."""
 
 from __future__ import annotations
 
@@ -8,3 +8,21 @@ CATEGORY = "i2L"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.host.memory.HostPredictor
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
+
+
+def strength(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+
+
+def start_percent() -> io.Float.Input:
+    return _percent(
+        "start_percent", 0.0, "From which share of the sampling on it acts. 0: from the first step."
+    )
+
+
+def end_percent() -> io.Float.Input:
+    return _percent("end_percent", 1.0, "Up to which share of the sampling it acts. 1: to the last step.")
+
+
+def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)

@@ -11,7 +11,15 @@ from PIL import Image
 
 from i2l.tools.host import ROOT
 
-IDS = ("LoadI2LPredictor", "ImagesToLoRA", "ApplyPredictedLoRA", "SavePredictedLoRA", "LoadI2LDemo")
+IDS = (
+    "LoadI2LPredictor",
+    "ImagesToLoRA",
+    "ApplyPredictedLoRA",
+    "AsymmetricCFG",
+    "AsymmetricGuider",
+    "SavePredictedLoRA",
+    "LoadI2LDemo",
+)
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))
 NODES = {node["id"]: node for node in WORKFLOW["nodes"]}
 TITLE = 30  # pixels that a node's title takes above its position
