@@ -16,17 +16,11 @@ from typing import Any
 
 import torch
 
+from bench._models import SIZES
 from i2l_core.demo.backbone import BackboneConfig
 from tools.host import import_host
 
 _RUNS = 15
-_FLUX2 = {
-    "image_model": "flux2", "axes_dim": [32] * 4, "num_heads": 2, "mlp_ratio": 3.0, "theta": 2000,
-    "out_channels": 128, "global_modulation": True, "mlp_silu_act": True, "qkv_bias": False, "ops_bias": False,
-    "default_ref_method": "index", "ref_index_scale": 10.0, "txt_ids_dims": [3], "in_channels": 128,
-    "hidden_size": 256, "context_in_dim": 128, "patch_size": 1, "vec_in_dim": None, "depth": 2,
-    "depth_single_blocks": 4, "guidance_embed": False, "yak_mlp": False, "txt_norm": False,
-}  # fmt: skip
 
 
 def main() -> None:
@@ -54,7 +48,7 @@ def _measure() -> dict[str, Any]:
         "device": "cpu",
         "operations": comfy.ops.disable_weight_init,
     }
-    flux = comfy.ldm.flux.model.Flux(**_FLUX2, **options)
+    flux = comfy.ldm.flux.model.Flux(**SIZES["flux2-tiny"].config, **options)
     lumina = comfy.ldm.lumina.model.NextDiT(**config.host_config(), **options)
     for p in (*flux.parameters(), *lumina.parameters()):
         torch.nn.init.normal_(p, std=0.02)
