@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,3 +76,11 @@ def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServ
 def server(comfy_server: ComfyServer) -> ComfyClient:
     """A client of that server."""
     return comfy_server.client()
+
+
+@pytest.fixture(scope="session")
+def prompt(server: ComfyClient) -> dict[str, dict[str, Any]]:
+    """The workflow that ships, ready to be queued."""
+    from server_graphs import start_here
+
+    return start_here(server)

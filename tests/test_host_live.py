@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from tiny_models import build, close, lora_for
 
@@ -132,36 +133,33 @@ def test_asymmetric_sampling_equals_two_models(models, case):
         assert (actual - other).abs().max() > 30 * (actual - truth).abs().max()  # it is neither of these
 
 
+def denoised(patcher, case: Case) -> list[torch.Tensor]:
+    """What the host makes of both sides in the first step, before CFG puts them together."""
+    import comfy.samplers
+
+    seen = []
+
+    def calc(args):
+        both = comfy.samplers.calc_cond_batch(
+            args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+        )
+        seen.append(both)
+        return both
+
+    patcher = patcher.clone()
+    patcher.set_model_sampler_calc_cond_batch_function(calc)
+    run(cfg_guider(patcher, case), case)
+    return seen[0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_forward_equals_two_models(models, name):
     """Cond and uncond in one batch, against a forward of each patched model."""
-
     model, style, neutral = models[name]
     case = Case(name, batch=2)
-    x, sigma = case.noise(), torch.tensor([0.6, 0.6])
-
-    def denoised(patcher) -> list[torch.Tensor]:
-        import comfy.model_management
-        import comfy.sampler_helpers
-
-        comfy.model_management.load_models_gpu([patcher])
-        conds = dict(
-            zip(("positive", "negative"), map(comfy.sampler_helpers.convert_cond, case.conds()), strict=True)
-        )
-        conds = comfy.samplers.process_conds(patcher.model, x, conds, x.device)
-        options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-        comfy.sampler_helpers.prepare_model_patcher(patcher, conds, options)
-        patcher.pre_run()
-        with torch.inference_mode():
-            out = comfy.samplers.calc_cond_batch(
-                patcher.model, [conds["positive"], conds["negative"]], x, sigma, options
-            )
-        patcher.cleanup()
-        return out
-
-    actual = denoised(asymmetric(model, style, neutral))
-    close(actual[0], denoised(merged(name, style))[0], 1e-5)
-    close(actual[1], denoised(merged(name, neutral))[1], 1e-5)
+    actual = denoised(asymmetric(model, style, neutral), case)
+    close(actual[0], denoised(merged(name, style), case)[0], 1e-5)
+    close(actual[1], denoised(merged(name, neutral), case)[1], 1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -455,6 +453,74 @@ def test_two_samplers_share_a_model(models):
     first = [run(cfg_guider(m, case), case) for m in (one, model, two)]
     for m, expected in zip((one, model, two), first, strict=True):
         assert torch.equal(run(cfg_guider(m, case), case), expected)
+
+
+def test_regions_of_the_picture_keep_their_sides(models):
+    """Prompts with an area and with a mask on the positive side: chunks of several shapes, and a copy for the same
+    area on the negative side that carries the uuid of the positive one."""
+    model, style, neutral = models["lumina2"]
+    one, two, negative = (conditioning("lumina2", seed) for seed in range(3))
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:6] = 1.0
+    left = [[one[0][0], {"area": (8, 4, 0, 0), "strength": 1.0}]]
+    masked = [[two[0][0], {"mask": mask, "mask_strength": 0.5}]]
+    case = Case("lumina2", batch=2)
+    case.conds = lambda: ([*left, *masked, *two], negative)  # type: ignore[method-assign]
+    actual = denoised(asymmetric(model, style, neutral), case)
+    close(actual[0], denoised(merged("lumina2", style), case)[0], 1e-5)
+    close(actual[1], denoised(merged("lumina2", neutral), case)[1], 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_are_cast_when_they_are_used(models, name):
+    """As with --lowvram and offloading: the host fetches each weight for its forward."""
+    style, neutral = models[name][1:]
+    model, case = build(name), Case(name)
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = True
+    actual = run(cfg_guider(asymmetric(model, style, neutral), case), case)
+    truth = run(side_by_side(merged(name, style), merged(name, neutral), case), case)
+    close(actual, truth, 1e-4)
+
+
+@torch.inference_mode()  # as the host runs nodes
+def test_quantised_weights(models):
+    """fp8 as in a checkpoint: the LoRA is added unrounded to what the fp8 layers give."""
+    from i2l.i2l_core.host.patch import apply_merged
+
+    quantised = tiny_models.quantised("float8_e4m3fn")
+    _, style, neutral = models["flux2"]
+    plain = build("flux2")
+    by_name = dict(quantised.model.diffusion_model.named_parameters())
+    for key, weight in plain.model.diffusion_model.named_parameters():
+        other = by_name[key]
+        weight.copy_((other.dequantize() if hasattr(other, "_qdata") else other).float())
+    case = Case("flux2")
+    twin = tiny_models.twin(plain, "flux2")
+    truth = run(side_by_side(apply_merged(plain, style, 1.0), apply_merged(twin, neutral, 1.0), case), case)
+    actual = run(cfg_guider(asymmetric(quantised, style, neutral), case), case)
+    close(actual, truth, 1e-3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_compiled_model_runs_uncompiled_and_says_so_once(models, caplog, first):
+    """Core's Torch Compile Model before and after ours. Its merged and plain runs stay compiled."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model, style, neutral = models["lumina2"]
+    case = Case("lumina2")
+    compiled = model.clone()
+    if first:
+        set_torch_compile_wrapper(compiled, backend="eager")
+        styled = asymmetric(compiled, style, neutral)
+    else:
+        styled = asymmetric(model, style, neutral)
+        set_torch_compile_wrapper(styled, backend="eager")
+    expected = run(cfg_guider(asymmetric(model, style, neutral), case), case)
+    for _ in range(2):
+        close(run(cfg_guider(styled, case), case), expected, 1e-5)
+    assert len([record for record in caplog.records if "uncompiled" in record.message]) == 1
 
 
 @pytest.mark.parametrize("way", ["live", "merged"])

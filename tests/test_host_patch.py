@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from tiny_models import build, close, lora_for
+from tiny_models import build, close, lora_for, quantised
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
@@ -269,21 +267,6 @@ def test_bf16_weights_take_the_lora_to_rounding(host):
             assert bool((error <= expected[key].abs() * 2**-7 + 1e-6).all())
     for key, weight in parameters(tiny).items():
         assert torch.equal(weight, before[key])
-
-
-def quantised(kind: str):
-    """The tiny FLUX.2 as a quantised checkpoint, loaded by the host."""
-    import comfy.quant_ops
-    import comfy.sd
-
-    tensors = dict(build("flux2").model.diffusion_model.state_dict())
-    for key in [key for key in tensors if "blocks" in key and tensors[key].ndim == 2]:
-        layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
-        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors.pop(key), layout, scale="recalculate")
-        tensors.update(weight.state_dict(key))
-        note = json.dumps({"format": kind}).encode()
-        tensors[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(note), dtype=torch.uint8)
-    return comfy.sd.load_diffusion_model_state_dict(tensors)
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("float8_e4m3fn", 0.05), ("nvfp4", 0.2)])

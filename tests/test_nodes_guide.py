@@ -42,11 +42,11 @@ def ksampler(model, conds, cfg: float = 4.0) -> torch.Tensor:
     """Two steps of core's KSampler."""
     import comfy.sample
 
-    latent = torch.zeros(1, 16, 16, 16)
+    latent, (positive, negative) = torch.zeros(1, 16, 16, 16), conds
     with torch.inference_mode():
         noise = comfy.sample.prepare_noise(latent, 7)
         return comfy.sample.sample(
-            model, noise, 2, cfg, "euler", "simple", *conds, latent, seed=7, disable_pbar=True
+            model, noise, 2, cfg, "euler", "simple", positive, negative, latent, seed=7, disable_pbar=True
         )
 
 

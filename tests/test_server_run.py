@@ -3,66 +3,18 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
-import threading
-from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
+from server_graphs import REFERENCES, Prompt, cancelled_at, changed, extended, find, pixels
 
 from i2l.i2l_core import lora_file
-from i2l.tools.comfy_client import ComfyClient, Event, Result
+from i2l.tools.comfy_client import ComfyClient, Result
 from i2l.tools.comfy_server import ComfyServer
-from i2l.tools.graph_to_api import graph_to_api
-from i2l.tools.host import ROOT
 
 pytestmark = pytest.mark.server
-
-WORKFLOW = ROOT / "workflows" / "start_here.json"
-REFERENCES = sorted((ROOT / "workflows" / "references").glob("neon_*.png"))
-
-Prompt = dict[str, dict[str, Any]]
-
-
-def find(prompt: Prompt, kind: str) -> str:
-    """The id of the only node of a class."""
-    (key,) = (key for key, node in prompt.items() if node["class_type"] == kind)
-    return key
-
-
-@pytest.fixture(scope="module")
-def prompt(server: ComfyClient) -> Prompt:
-    """start_here.json as the front end would queue it, with the shipped pictures uploaded, in few steps."""
-    names = {path.name: server.upload(path.name, path.read_bytes()) for path in REFERENCES}
-    found = graph_to_api(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
-    for node in found.values():
-        if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = names[node["inputs"]["image"]]
-    assert found[find(found, "KSampler")]["inputs"]["steps"] == 20
-    found[find(found, "KSampler")]["inputs"]["steps"] = 3
-    return found
-
-
-def changed(prompt: Prompt, kind: str, **inputs: Any) -> Prompt:
-    new = copy.deepcopy(prompt)
-    new[find(new, kind)]["inputs"].update(inputs)
-    return new
-
-
-def extended(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
-    more = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
-    return {**copy.deepcopy(prompt), **more}
-
-
-def pixels(client: ComfyClient, result: Result, node: str | None = None) -> torch.Tensor:
-    assert result.ok, result.error_message
-    (picture,) = result.images(node)
-    with Image.open(io.BytesIO(client.image(picture))) as image:
-        data = bytearray(image.convert("RGB").tobytes())
-        return torch.frombuffer(data, dtype=torch.uint8).view(image.height, image.width, 3).int()
 
 
 @pytest.fixture(scope="module")
@@ -163,32 +115,18 @@ def test_core_nodes_take_our_lora(
 def test_cancelling_leaves_server_and_model_clean(server: ComfyClient, prompt: Prompt, first: Result):
     """Interrupted while it predicts from many pictures, and while it samples with the style."""
     long = changed(prompt, "KSampler", steps=2000, seed=5)
-    assert _cancelled_at(server, long, find(prompt, "KSampler")).status == "interrupted"
+    assert cancelled_at(server, long, find(prompt, "KSampler")).status == "interrupted"
 
     many = copy.deepcopy(prompt)
     picture = many[find(many, "ImagesToLoRA")]["inputs"]["images.image0"]
     many["batch"] = {"class_type": "RepeatImageBatch", "inputs": {"image": picture, "amount": 4096}}
     many[find(many, "ImagesToLoRA")]["inputs"]["images.image0"] = ["batch", 0]
-    assert _cancelled_at(server, many, find(prompt, "ImagesToLoRA")).status == "interrupted"
+    assert cancelled_at(server, many, find(prompt, "ImagesToLoRA")).status == "interrupted"
 
     again = server.queue(changed(prompt, "KSampler", seed=9))
     assert again.ok, again.error_message
     back = server.queue(changed(prompt, "KSampler", seed=7))
     assert torch.equal(pixels(server, back), pixels(server, first))
-
-
-def _cancelled_at(client: ComfyClient, prompt: Prompt, node: str) -> Result:
-    """Queue, and interrupt as soon as the node shows progress."""
-    done = threading.Event()
-
-    def cancel(event: Event) -> None:
-        if event.type == "progress" and event.data.get("node") == node and not done.is_set():
-            done.set()
-            client.interrupt()
-
-    result = client.queue(prompt, on_event=cancel)
-    assert done.is_set()
-    return result
 
 
 def test_start_up_knows_the_template_and_its_pages(server: ComfyClient):

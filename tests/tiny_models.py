@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 
 from i2l.i2l_core.lora import LoRA, LowRank, Target
@@ -93,6 +95,28 @@ def build(name: str, dtype=torch.float32):
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+
+
+def twin(patcher, name: str):
+    """Another MODEL with the same weights in memory of its own."""
+    other = build(name)
+    other.model.diffusion_model.load_state_dict(patcher.model.diffusion_model.state_dict())
+    return other
+
+
+def quantised(kind: str):
+    """The tiny FLUX.2 as a quantised checkpoint, loaded by the host."""
+    import comfy.quant_ops
+    import comfy.sd
+
+    tensors = dict(build("flux2").model.diffusion_model.state_dict())
+    for key in [key for key in tensors if "blocks" in key and tensors[key].ndim == 2]:
+        layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors.pop(key), layout, scale="recalculate")
+        tensors.update(weight.state_dict(key))
+        note = json.dumps({"format": kind}).encode()
+        tensors[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(note), dtype=torch.uint8)
+    return comfy.sd.load_diffusion_model_state_dict(tensors)
 
 
 def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: float = 0.02) -> LoRA:

@@ -1,8 +1,10 @@
 """Which rows of a batched forward are positive and which negative.
 
-The host numbers the chunks of a batch by position in a list of conds, and that position has no fixed meaning
-(Dual CFG puts the negative one first). What does have one is the name under which a guider keeps a conditioning,
-and every conditioning carries a uuid from there into the forward.
+The host numbers the chunks of a batch by position in a list of lists of conds, and that position has no fixed
+meaning (Dual CFG puts the negative ones first). What does have one is the name under which a guider keeps a
+conditioning. Its uuid goes into the forward with each chunk; but where a prompt is for an area, the host gives the
+other side a copy for the same area that carries the uuid of this one. So a list is what its first entry is, and
+a chunk is what its list is.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ class Chunk:
     tags: frozenset[str] = frozenset()
 
 
-def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[UUID, Chunk]:
+Known = Mapping[UUID | None, Chunk]
+
+
+def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Known:
     """uuid -> chunk, of all conditionings of a guider ("positive", "negative", "empty_negative_prompt", ...)."""
     return {
         entry["uuid"]: Chunk(
@@ -42,15 +47,32 @@ def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[UUID, C
     }
 
 
-def chunks_of(transformer_options: Mapping[str, Any], known: Mapping[UUID, Chunk]) -> tuple[Chunk, ...]:
-    """The chunks of one forward, in order. A uuid that no guider told of falls back on the position."""
+def branches_of(
+    conds: Sequence[Sequence[Mapping[str, Any]] | None], known: Known
+) -> tuple[Branch | None, ...]:
+    """The branch of each list that the host is about to run; None where its conds are not known."""
+    first = (next((known.get(entry.get("uuid")) for entry in entries or ()), None) for entries in conds)
+    return tuple(chunk.branch if chunk else None for chunk in first)
+
+
+def chunks_of(
+    transformer_options: Mapping[str, Any],
+    known: Known,
+    branches: Sequence[Branch | None],
+) -> tuple[Chunk, ...]:
+    """The chunks of one forward, in order. `branches`: of the lists that their positions count.
+
+    Without a guider that told of them the first list is taken for the positive one, as in plain CFG.
+    """
     positions = transformer_options.get("cond_or_uncond") or [0]
     uuids = transformer_options.get("uuids") or [None] * len(positions)
-    by_position = {0: Chunk(Branch.POSITIVE)}
-    return tuple(
-        (uuid and known.get(uuid)) or by_position.get(position, Chunk(Branch.NEGATIVE))
-        for uuid, position in zip(uuids, positions, strict=True)
-    )
+    chunks = []
+    for position, uuid in zip(positions, uuids, strict=True):
+        told = branches[position] if position < len(branches) else None
+        branch = told or (Branch.NEGATIVE if position else Branch.POSITIVE)
+        own = known.get(uuid)
+        chunks.append(own if own and own.branch is branch else Chunk(branch))
+    return tuple(chunks)
 
 
 def tagged(conditioning: list[list[Any]], tag: str) -> list[list[Any]]:

@@ -9,9 +9,8 @@ import contextlib
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 import torch
 from comfy.model_base import BaseModel
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import I2LError
 from ..row_products import RowProducts, stack
-from .branches import Chunk, chunks_of
+from .branches import Branch, Chunk, Known, branches_of, chunks_of
 from .image_tokens import ImageTokens
 from .live_hooks import Acting, Gates, Hooks
 from .live_lora import LiveLoRA, LiveSet
@@ -37,17 +36,20 @@ Plan = tuple[Group, ...]
 class Run:
     """One sampling: who its rows are, the hooks, and the stacked LoRAs on the device."""
 
-    def __init__(
-        self, live: LiveSet, known: Mapping[UUID, Chunk], patcher: ModelPatcher | None, noise: Tensor
-    ) -> None:
+    def __init__(self, live: LiveSet, known: Known, patcher: ModelPatcher | None, noise: Tensor) -> None:
         self._live = live
         self._known = known
+        self._branches: tuple[Branch | None, ...] = ()
         self._latent = noise.shape[-2:]
         self._windows = [_sigmas(one, patcher) for one in live.loras]
         self._stacks: OrderedDict[Any, dict[str, RowProducts]] = OrderedDict()
         self._caches = PrefixCaches()
         self._hooks: dict[int, Hooks] = {}
         self._gates: dict[Any, Gates] = {}
+
+    def lists(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
+        """The lists of conds that the next forwards are chunks of."""
+        self._branches = branches_of(conds, self._known)
 
     def forward(
         self,
@@ -57,7 +59,7 @@ class Run:
         arguments: Mapping[str, Any],
         call: Callable[[], Tensor],
     ) -> Tensor:
-        chunks = chunks_of(options, self._known)
+        chunks = chunks_of(options, self._known, self._branches)
         plan = self._plan(chunks, options.get("sigmas"))
         network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
         with self._caches.of(network, plan):
