@@ -116,7 +116,9 @@ def quantised(kind: str):
         tensors.update(weight.state_dict(key))
         note = json.dumps({"format": kind}).encode()
         tensors[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(note), dtype=torch.uint8)
-    return comfy.sd.load_diffusion_model_state_dict(tensors)
+    patcher = comfy.sd.load_diffusion_model_state_dict(tensors)
+    assert patcher is not None
+    return patcher
 
 
 def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: float = 0.02) -> LoRA:
