@@ -11,10 +11,10 @@ measured in this run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,30 +159,19 @@ def _timed(action: Callable[[], object]) -> float:
 
 
 def _peak(action: Callable[[], None], device: torch.device) -> float:
-    """Most bytes in use during the action over those in use before it. On the CPU: resident memory, sampled."""
+    """Most bytes in use during the action over those in use before it, as PyTorch's allocator counts them."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         action()
         return torch.cuda.max_memory_allocated() - before
-    before, top, done = _resident(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            top[0] = max(top[0], _resident())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    action()
-    done.set()
-    watcher.join()
-    return max(0.0, top[0] - before)
-
-
-def _resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096.0
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        action()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
 
 
 def _machine(device: torch.device) -> str:
