@@ -169,7 +169,8 @@ def _peak(action: Callable[[], None], device: torch.device) -> float:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         action()
-    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    results = profile.profiler.kineto_results if profile.profiler else None
+    assert results is not None
     changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
     return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
 
