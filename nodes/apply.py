@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
-from .sockets import CATEGORY, LoraModel, end_percent, start_percent
+from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
 
 
 class ApplyPredictedLoRA(io.ComfyNode):
@@ -27,13 +27,9 @@ class ApplyPredictedLoRA(io.ComfyNode):
                 LoraModel.Input(
                     "lora", tooltip="From Images to LoRA, or a LoRA of ComfyUI's own Train LoRA node."
                 ),
-                io.Float.Input(
+                strength(
                     "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
+                    "How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
                     "pictures may break, below 0 they move away from the style.",
                 ),
                 io.Combo.Input(

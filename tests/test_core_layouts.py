@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import CONFIGS
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.layouts import LAYOUTS, MODELS, Line, find_model, recognise
@@ -24,26 +25,10 @@ def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560):
     from comfy.ldm.lumina.model import NextDiT
     from comfy.ops import disable_weight_init
 
-    return NextDiT(
-        patch_size=2,
-        in_channels=16,
-        dim=dim,
-        n_layers=layers,
-        n_refiner_layers=refiners,
-        n_heads=heads,
-        n_kv_heads=heads,
-        axes_dims=[dim // heads // 4, dim // heads * 3 // 8, dim // heads * 3 // 8],
-        axes_lens=[1536, 512, 512],
-        qk_norm=True,
-        cap_feat_dim=text,
-        ffn_dim_multiplier=8 / 3,
-        z_image_modulation=True,
-        time_scale=1000.0,
-        pad_tokens_multiple=32,
-        device="meta",
-        dtype=torch.bfloat16,
-        operations=disable_weight_init,
-    )
+    sizes = dict(dim=dim, n_layers=layers, n_refiner_layers=refiners, n_heads=heads, n_kv_heads=heads)
+    axes = [dim // heads // 4, dim // heads * 3 // 8, dim // heads * 3 // 8]
+    config = {**CONFIGS["lumina2"], **sizes, "axes_dims": axes, "cap_feat_dim": text}
+    return NextDiT(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
 
 
 def meta_flux2(hidden, heads, double, single, text, guidance=False):
@@ -51,32 +36,9 @@ def meta_flux2(hidden, heads, double, single, text, guidance=False):
     from comfy.ldm.flux.model import Flux
     from comfy.ops import disable_weight_init
 
-    return Flux(
-        image_model="flux2",
-        axes_dim=[32] * 4,
-        num_heads=heads,
-        mlp_ratio=3.0,
-        theta=2000,
-        out_channels=128,
-        global_modulation=True,
-        mlp_silu_act=True,
-        qkv_bias=False,
-        ops_bias=False,
-        txt_ids_dims=[3],
-        in_channels=128,
-        hidden_size=hidden,
-        context_in_dim=text,
-        patch_size=1,
-        vec_in_dim=None,
-        depth=double,
-        depth_single_blocks=single,
-        guidance_embed=guidance,
-        yak_mlp=False,
-        txt_norm=False,
-        dtype=torch.bfloat16,
-        device="meta",
-        operations=disable_weight_init,
-    )
+    sizes = dict(hidden_size=hidden, num_heads=heads, depth=double, depth_single_blocks=single)
+    config = {**CONFIGS["flux2"], **sizes, "context_in_dim": text, "guidance_embed": guidance}
+    return Flux(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
 
 
 def shapes(network) -> dict[str, tuple[int, ...]]:

@@ -59,6 +59,10 @@ class ImageTokens:
         tail += _reference_tokens(arguments.get(known.references), patch)
         return cls(height, width, tail, known.text_only)
 
+    def is_text(self, name: str) -> bool:
+        """Whether layer `name` sees no image token."""
+        return any(part in name for part in self.text_only)
+
     def weigh(self, mask: Tensor, name: str, tokens: int | None) -> Tensor:
         """The weight of each token of layer `name`, (N, tokens or 1), for a mask (N, H, W) on the picture.
 
@@ -70,7 +74,7 @@ class ImageTokens:
             return share
         weights = share.repeat(1, tokens)
         sees_picture = tokens >= self.height * self.width  # modulation may come as one token
-        if sees_picture and not any(part in name for part in self.text_only):
+        if sees_picture and not self.is_text(name):
             patches = F.interpolate(mask[:, None], (self.height, self.width), mode="area").flatten(1)
             start = max(0, tokens - self.tail)
             weights[:, start : start + patches.shape[1]] = patches

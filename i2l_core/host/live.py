@@ -113,11 +113,9 @@ class _Engine:
         model: BaseModel = executor.class_obj
         # (x, t, c_concat, c_crossattn, control, transformer_options)
         options = args[4] if len(args) > 4 else kwargs.get("transformer_options", {})
-        run = self._run
-        if run is None:  # called outside of a sampler
-            run = Run(self.live, {}, None, x)
-            try:
-                return run.forward(model, options, x, kwargs, lambda: executor(x, *args, **kwargs))
-            finally:
+        run = self._run or Run(self.live, {}, None, x)
+        try:
+            return run.forward(model, options, x, kwargs, lambda: executor(x, *args, **kwargs))
+        finally:
+            if run is not self._run:  # called outside of a sampler
                 run.close()
-        return run.forward(model, options, x, kwargs, lambda: executor(x, *args, **kwargs))

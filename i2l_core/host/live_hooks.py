@@ -91,8 +91,7 @@ class Gates:
         if not any(number in self._masks for owners in products.owner for number in owners):
             return None
         count = x.shape[1] if x.ndim == 3 else None
-        text_only = any(part in name for part in self._tokens.text_only)
-        key = count, text_only, x.shape[0], products.owner
+        key = count, self._tokens.is_text(name), x.shape[0], products.owner
         if key not in self._made:
             self._made[key] = self._make(name, count, x, products)
         return self._made[key]
@@ -100,7 +99,7 @@ class Gates:
     def _make(self, name: str, count: int | None, x: Tensor, products: RowProducts) -> Tensor:
         groups = len(products.owner)
         ones = torch.ones(x.shape[0] // groups, count or 1)
-        columns = {-1: ones}
+        columns = {}  # by number of a LoRA; what has no mask, and filling, is not there
         for number, mask in self._masks.items():
             weights = self._tokens.weigh(mask.float().cpu(), name, count)
             columns[number] = weights.expand(self._rows, -1).repeat(len(ones) // self._rows, 1)

@@ -20,12 +20,11 @@ from ..demo.pool import Pool
 from ..demo.prompts import content_prompt
 from ..demo.text import TextEncoder
 from ..encoders import VisionEncoder
+from ..images import GRAY
 from ..predictors.query import LayerSpec, QueryConfig, QueryPredictor
 from .data import latents_of, test_pool, token_ids, train_pool
 from .flow import draw_sigmas, noisy, velocity
 from .run import Plan, Run
-
-_GRAY = 128 / 255
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class World:
         self.pool = pool
         self.latents = latents_of(pool, basis)  # (styles, per_style, C, h, w) float16
         self.tokens = encode_pool(pool, encoder)  # (styles, per_style, T, D) float16
-        self.gray = encoder(torch.full((1, 3, 128, 128), _GRAY) * 2 - 1).detach()[0]  # (T, D)
+        self.gray = encoder(torch.full((1, 3, 128, 128), GRAY) * 2 - 1).detach()[0]  # (T, D)
 
 
 @torch.no_grad()
