@@ -40,18 +40,16 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale[:, None]).clamp(-limit, limit).to(FLOAT8), scale
 
 
-def stored(name: str, tensor: Tensor, float8: frozenset[str]) -> dict[str, Tensor]:
-    """The entries of a state dict for one tensor; of the weights named in `float8` those of a ScaledLinear."""
-    if name not in float8:
-        return {name: tensor}
-    quantised, scale = quantise(tensor)
+def in_float8(name: str, weight: Tensor) -> dict[str, Tensor]:
+    """The weight of a Linear as the entries of a ScaledLinear in a state dict."""
+    quantised, scale = quantise(weight)
     layer = name.removesuffix(".weight")
     return {f"{layer}.quantised.weight": quantised, f"{layer}.scale": scale}
 
 
-def float8_weights(model: nn.Module) -> frozenset[str]:
-    """Names of the weights that a ScaledLinear would hold: those of every plain Linear."""
-    return frozenset(f"{name}.weight" for name, layer in model.named_modules() if type(layer) is nn.Linear)
+def linear_weights(model: nn.Module) -> set[str]:
+    """Names of the weights of every plain Linear: nearly all of a transformer."""
+    return {f"{name}.weight" for name, layer in model.named_modules() if type(layer) is nn.Linear}
 
 
 def replace_layers(model: nn.Module, ops: ModuleType | Any, float8: bool = False) -> list[nn.Module]:

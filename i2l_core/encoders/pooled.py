@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import I2LError
 from ..predictors.identify import describe_tensors
 from ..predictors.strict import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
-from .casting import float8_weights, follow, replace_layers, stored
+from .casting import FLOAT8, follow, in_float8, linear_weights, replace_layers
 from .cover import cover
 from .tokens import build_siglip
 
@@ -181,11 +181,13 @@ def load_pooled(
     path: str | Path,
     dtype: torch.dtype = torch.float32,
     ops: ModuleType | Any = nn,
-    float8: bool = False,
+    stored: torch.dtype | None = None,
 ) -> PooledEncoder:
-    """Read an encoder file: on the CPU, frozen, in `dtype`; weights of that type stay mapped to the file.
+    """Read an encoder file: on the CPU, frozen, to compute in `dtype`.
 
-    `ops`, `float8` as for PooledEncoder. Raises I2LError naming the file when it is damaged, is something else,
+    `stored`: the type its Linears are kept in, FLOAT8 among them, where `ops` casts; None: `dtype`. Weights
+    that the file has in the type they are kept in stay mapped to it: they take no memory until they are used.
+    `ops` as for PooledEncoder. Raises I2LError naming the file when it is damaged, is something else,
     does not hold exactly the tensors of its kind, or holds NaN or infinity.
     """
     with opened(Path(path), "an image encoder") as file:
@@ -199,14 +201,15 @@ def load_pooled(
         check_shapes(shapes, encoder.file_shapes(), f"of {config}")
         for name, kind in dtypes.items():
             check_dtypes([kind], name)
-        small = float8_weights(encoder.model) if float8 else frozenset()
+        linears = linear_weights(encoder.model)
         tensors = {}
         for name in encoder.model.state_dict():
             tensor = file.get_tensor(_file_name(name))
             check_finite(_file_name(name), tensor)
-            tensors |= stored(name, tensor.to(dtype), small)
+            kept = stored if stored and name in linears else dtype
+            tensors |= {name: tensor.to(kept)} if kept != FLOAT8 else in_float8(name, tensor.to(dtype))
         if ops is not nn:
-            encoder = PooledEncoder(config, "meta", ops, float8)
+            encoder = PooledEncoder(config, "meta", ops, stored == FLOAT8)
         encoder.model.load_state_dict(tensors, strict=True, assign=True)
     for buffer in encoder.model.buffers():  # the reference rounds the frequencies of DINOv3 as well
         if buffer.is_floating_point():
