@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_entries, check_int, check_number, shown
-from .errors import I2LError
+from ..checks import check_entries, check_int, check_number, shown
+from ..errors import I2LError
 
 SQUARE = "siglip_vision_model"
 NAFLEX = "siglip2_vision_model"
