@@ -3,8 +3,8 @@
     A = reshape(P_A (C_A x + r), (rank, d_in))      B = reshape(P_B (C_B x + r), (d_out, rank))
 
 x is the picture's embedding, r a residual shared by all matrices of a block: of hidden states z of a
-vision-language model, r = U flatten(V z / 20), and zero for the predictors without. Several pictures give the
-(weighted) mean of their changes, as one LoRA of rank 4 per picture: W' = W + sum_n w_n B_n A_n, sum_n w_n = 1.
+vision-language model, r = U flatten(V z / 20), and zero for the predictors without. N pictures give the mean of
+their changes, or a weighted one, as one LoRA of N times the rank: sum_n w_n B_n A_n, where sum_n w_n = 1.
 
 The networks of equal shape are stored stacked: all C are one product, all P of one width another, for all
 pictures at once. Every weight is read once, so weights that lie elsewhere or in another type are brought over
@@ -20,13 +20,14 @@ from itertools import chain, groupby
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA, LowRank
 from .strict import check_dtypes, check_finite, opened, shapes_and_dtypes
-from .v1_kinds import RANK, V1Config, recognise
+from .v1_kinds import V1Config, recognise
 
 RESIDUAL_SCALE = 0.05  # as these predictors were trained
 PIECE_BYTES = 1 << 27  # of weights that are brought over at once
@@ -52,23 +53,20 @@ class V1Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.slots = config.slots()
-        self.heads = config.heads()
-        self.blocks = config.block_prefixes()
 
         def stack(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype), requires_grad=False)
 
-        runs = [(width, len(list(heads))) for width, heads in groupby(self.heads, lambda head: head.width)]
-        self.compress = stack(len(self.heads), config.code, config.token_dim)  # all C
+        runs = [(width, len(list(heads))) for width, heads in groupby(config.heads, lambda head: head.width)]
+        self.compress = stack(len(config.heads), config.code, config.token_dim)  # all C
         self.expand = nn.ParameterList(
-            stack(count, RANK * width, config.code) for width, count in runs
+            stack(count, config.rank * width, config.code) for width, count in runs
         )  # all P
         self.residual_in = self.residual_out = None  # all V, all U
         if config.residual:
             length, width, code = config.residual.length, config.residual.width, config.residual.code
-            self.residual_in = stack(len(self.blocks), code, width)
-            self.residual_out = stack(len(self.blocks), config.code, length * code)
+            self.residual_in = stack(len(config.blocks), code, width)
+            self.residual_out = stack(len(config.blocks), config.code, length * code)
 
     def forward(
         self,
@@ -80,18 +78,20 @@ class V1Predictor(nn.Module):
 
         `embeddings`: (N, D). `weights`: how much each picture counts, any scale; 2 equals giving it twice, 0
         leaving it out, None means equally. `residuals`: (N, T, R) hidden states, for a predictor that reads
-        them. The rank is 4 per picture that counts.
+        them. The rank is `config.rank` per picture that counts.
         Raises I2LError when no picture counts, or when residuals are missing or come unasked.
         """
-        if (residuals is None) != (self.config.residual is None):
+        config = self.config
+        if (residuals is None) != (config.residual is None):
             reads, got = ("reads", "none") if residuals is None else ("reads no", "some")
-            raise I2LError(f"{self.config.title} {reads} hidden states beside the embeddings, got {got}")
+            raise I2LError(f"{config.title} {reads} hidden states beside the embeddings, got {got}")
         used, shares = _shares(weights, len(embeddings))
         count = len(used)
-        codes = _product(embeddings[used].expand(len(self.heads), -1, -1), self.compress)  # (H, N, c)
+        x = embeddings[used].expand(len(config.heads), -1, -1)
+        codes = torch.cat(list(_products(x, self.compress)))  # (H, N, c)
         if residuals is not None:
-            codes += self._residual_codes(residuals[used])[[head.block for head in self.heads]]
-        in_a = [head.matrix == "A" for head in self.heads]
+            codes += self._residual_codes(residuals[used])[[head.block for head in config.heads]]
+        in_a = [head.matrix == "A" for head in config.heads]
         codes[in_a] *= codes.new_tensor(shares)[:, None]
 
         stacks = list(self.expand)
@@ -99,45 +99,50 @@ class V1Predictor(nn.Module):
         decoded = (rows for pair in zip(parts, stacks, strict=True) for rows in _products(*pair))
         downs: dict[int, Tensor] = {}
         ups: dict[int, Tensor] = {}
-        for head, rows in zip(self.heads, chain.from_iterable(decoded), strict=True):
+        for head, rows in zip(config.heads, chain.from_iterable(decoded), strict=True):
             if head.matrix == "A":
-                downs[head.slot] = rows.reshape(count * RANK, head.width)
+                downs[head.slot] = rows.reshape(count * config.rank, head.width)
             else:  # (N, d_out, rank) -> (d_out, N rank)
-                ups[head.slot] = rows.view(count, head.width, RANK).transpose(0, 1).flatten(1)
-        layers = {slot.target: slot.place(LowRank(downs[i], ups[i])) for i, slot in enumerate(self.slots)}
-        return LoRA(layers, base_model=self.config.base_model.id)
+                ups[head.slot] = rows.view(count, head.width, config.rank).transpose(0, 1).flatten(1)
+        layers = {slot.target: slot.place(LowRank(downs[i], ups[i])) for i, slot in enumerate(config.slots)}
+        return LoRA(layers, base_model=config.base_model.id)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of a file, by name: views of the stacked parameters."""
+        config = self.config
         found: dict[str, Tensor] = {}
         places = chain.from_iterable(self.expand)
-        for head, compress, expand in zip(self.heads, self.compress, places, strict=True):
+        for head, compress, expand in zip(config.heads, self.compress, places, strict=True):
             found[f"{head.prefix}.proj_in.weight"] = compress
             found[f"{head.prefix}.proj_out.weight"] = expand
         if self.residual_in is not None and self.residual_out is not None:
-            for prefix, part_in, part_out in zip(
-                self.blocks, self.residual_in, self.residual_out, strict=True
+            for block, part_in, part_out in zip(
+                config.blocks, self.residual_in, self.residual_out, strict=True
             ):
-                found[f"{prefix}.proj_residual.proj_in.weight"] = part_in
-                found[f"{prefix}.proj_residual.proj_out.weight"] = part_out
+                found[f"{block.prefix}proj_residual.proj_in.weight"] = part_in
+                found[f"{block.prefix}proj_residual.proj_out.weight"] = part_out
         return found
 
     def _residual_codes(self, residuals: Tensor) -> Tensor:
         """(N, T, R) -> (blocks, N, c)"""
         assert self.residual_in is not None
         assert self.residual_out is not None
-        count = len(residuals)
-        states = (residuals * RESIDUAL_SCALE).flatten(0, 1)  # (N T, R)
-        compressed = _product(states.expand(len(self.blocks), -1, -1), self.residual_in)  # (blocks, N T, m)
-        return _product(compressed.view(len(self.blocks), count, -1), self.residual_out)
+        states = residuals * RESIDUAL_SCALE
+        step = _step(self.residual_out, states)
+        codes = []
+        for first, second in zip(self.residual_in.split(step), self.residual_out.split(step), strict=True):
+            hidden = F.linear(states, first.to(states).flatten(0, 1))  # (N, T, g m)
+            hidden = hidden.unflatten(-1, (len(first), -1)).permute(2, 0, 1, 3).flatten(2)  # (g, N, T m)
+            codes.append(torch.bmm(hidden, second.to(states).mT))
+        return torch.cat(codes)
 
 
 def load_v1(path: str | Path) -> LoadedV1:
     """Read a predictor of version 1: on the CPU, in the dtype of the file.
 
     The tensors go one by one into the stacked parameters: memory for one of them beside the predictor.
-    Raises I2LError naming the file when it is damaged, is something else, lacks a tensor or holds another, is
-    for no known base model, or holds NaN or infinity.
+    Raises I2LError naming the file when it is damaged, is something else, lacks a tensor or holds another, or
+    holds NaN or infinity.
     """
     path = Path(path)
     with opened(path) as file:
@@ -168,13 +173,12 @@ def _shares(weights: Sequence[float] | None, count: int) -> tuple[list[int], lis
 
 
 def _products(x: Tensor, stack: Tensor) -> Iterator[Tensor]:
-    """x (G, N, k) times the transposed of each of stack (G, m, k), in pieces of G: (g, N, m)."""
-    step = len(stack)
-    if (stack.device, stack.dtype) != (x.device, x.dtype):
-        step = max(1, PIECE_BYTES // (stack[0].numel() * x.element_size()))
+    """x (G, N, k) times the transposed of each of stack (G, m, k), some at a time: (g, N, m)."""
+    step = _step(stack, x)
     for part, weights in zip(x.split(step), stack.split(step), strict=True):
         yield torch.bmm(part, weights.to(x).mT)
 
 
-def _product(x: Tensor, stack: Tensor) -> Tensor:
-    return torch.cat(list(_products(x, stack)))
+def _step(stack: Tensor, like: Tensor) -> int:
+    """How many of the stacked weights are brought over at once."""
+    return max(1, PIECE_BYTES // (stack[0].numel() * like.element_size()))
