@@ -14,13 +14,13 @@ from .checks import shown
 from .encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
-from .layouts import MODELS, BaseModel, find_model
+from .layouts import MODELS, find_model
+from .lora_names import recognise_lora, split_key
 from .predictors import checkpoint, v1_kinds
 from .predictors.identify import describe_bytes, describe_tensors
 from .predictors.strict import check_shapes, shapes_and_dtypes
 
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-_DOWN = re.compile(r"(?:diffusion_model\.|transformer\.)?(.+)\.lora_(?:A|down)(?:\.default)?\.weight")
 _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 
 
@@ -60,7 +60,7 @@ def inspect_path(path: Path) -> Inspection:
     if path.is_dir():
         return Inspection(*_folder(path))
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # maps nothing, so a file may be larger than the memory
             shapes, dtypes = shapes_and_dtypes(file)
             header = _Header(path, shapes, dtypes, file.metadata() or {})
     except (SafetensorError, OSError) as error:
@@ -88,7 +88,10 @@ def _predictor(header: _Header) -> Found | None:
     try:
         config, encoder, meta = checkpoint.check_header(header.path)
     except I2LError as error:
-        return f"a predictor of the query family that cannot be used: {_reason(header, error)}", "get it again"
+        return (
+            f"a predictor of the query family that cannot be used: {_reason(header, error)}",
+            "get it again",
+        )
     return (
         f"an i2L predictor of the query family for {_title(meta['base_model']['id'])}: rank {config.rank}, "
         f"{len(config.layers)} layers, with its own encoder ({encoder.kind}, width {encoder.token_dim})",
@@ -107,7 +110,9 @@ def _version_1(header: _Header) -> Found | None:
     reads = ""
     if config.residual:
         side = f" of {config.residual.side}x{config.residual.side}" if config.residual.side else ""
-        reads = f", reads {config.residual.length} hidden states of Qwen-Image's text encoder per picture{side}"
+        reads = (
+            f", reads {config.residual.length} hidden states of Qwen-Image's text encoder per picture{side}"
+        )
         needs += ", and Qwen-Image's CLIP in ComfyUI"
     return (
         f"{config.title}, an i2L predictor of version 1 for {_title(config.base_model.id)}: rank {config.rank} per "
@@ -128,34 +133,41 @@ def _encoder(header: _Header) -> Found | None:
 
 
 def _lora(header: _Header) -> Found | None:
-    """Only what every LoRA loader calls a plain one; other kinds are named by `describe_tensors`."""
-    downs = {found[1]: header.shapes[name] for name in header.shapes if (found := _DOWN.fullmatch(name))}
-    ups = {
-        name: header.shapes.get(re.sub("lora_A(?=[.])", "lora_B", down).replace("lora_down", "lora_up"), ())
-        for name, down in ((found[1], found[0]) for found in filter(None, map(_DOWN.fullmatch, header.shapes)))
-    }
-    if not downs:
+    """Only a plain one; other kinds are named by `describe_tensors`."""
+    parts: dict[tuple[str, str], tuple[int, ...]] = {}
+    for key, shape in header.shapes.items():
+        found = split_key(key)
+        if found is None:
+            return None
+        parts[found] = shape
+    downs = {name: shape for (kind, name), shape in parts.items() if kind == "down" and len(shape) == 2}
+    ups = {name: parts.get(("up", name), ()) for name in downs}
+    if not downs or any(len(shape) != 2 for shape in ups.values()):
         return None
-    ranks = sorted({shape[0] for shape in downs.values() if shape})
-    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no rank"
-    sizes = {name: (ups[name][:1], down[1:]) for name, down in downs.items()}
-    model = next((model for model in MODELS if _fits(model, sizes)), None)
-    made_for = f" for {_title(model.id)}" if model else ""
-    advice = "put it into models/loras and load it with any LoRA loader"
+    layouts, model = recognise_lora({name: (ups[name][0], downs[name][1]) for name in downs})
+    made_for = _title(model.id) if model else " or ".join(f"a model of the {one.title}" for one in layouts)
+    ranks = sorted({shape[0] for shape in downs.values()})
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    advice = "put it into models/loras; any LoRA loader applies it"
     if model and model.id == "qwen-image":
-        advice += "; Qwen-Image-i2L-Bias is such a file, made to be used beside the LoRAs of Coarse and Fine"
-    return f"a LoRA{made_for}: {rank}, {len(downs)} layers", advice
+        advice += ". Qwen-Image-i2L-Bias is such a file: use it beside the LoRAs of Coarse and Fine"
+    return f"a LoRA for {made_for or 'an unknown base model'}: {rank}, {len(downs)} layers", advice
 
 
 def _diffusion_model(header: _Header) -> Found | None:
     for prefix in _MODEL_PREFIXES:
         weights = {
-            name.removeprefix(prefix): shape for name, shape in header.shapes.items() if name.startswith(prefix)
+            name.removeprefix(prefix): shape
+            for name, shape in header.shapes.items()
+            if name.startswith(prefix)
         }
         model = next((model for model in MODELS if model.matches(weights)), None)
         if model:
             place = "checkpoints" if prefix == _MODEL_PREFIXES[0] else "diffusion_models"
-            return f"the diffusion model {_title(model.id)}", f"put it into models/{place}; LoRAs are made for it"
+            return (
+                f"the diffusion model {_title(model.id)}",
+                f"put it into models/{place}; LoRAs are made for it",
+            )
     return None
 
 
@@ -167,12 +179,6 @@ _JUDGES: tuple[Callable[[_Header], Found | None], ...] = (
     _diffusion_model,
 )
 _LOAD = "put it into models/i2l and load it with Load i2L Predictor"
-
-
-def _fits(model: BaseModel, sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Whether all these layers, name -> (d_out,), (d_in,), are in the base model under these names."""
-    slots = model.layout.by_name(model.weights())
-    return all(name in slots and ((slots[name].d_out,), (slots[name].d_in,)) == size for name, size in sizes.items())
 
 
 def _title(id: str) -> str:

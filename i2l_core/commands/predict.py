@@ -22,6 +22,7 @@ from ..errors import I2LError
 from ..images import MIN_SIDE, Reference, counted, gray
 from ..lora import LoRA
 from ..lora_file import save
+from ..lora_names import STYLES
 from ..new_file import SUFFIX
 from ..pictures import read_reference
 from ..predictors.attention_bias import attention_bias
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         for path, lora in zip(
             outputs, _PREDICT[family_of(options.predictor)](options, references), strict=False
         ):
-            sys.stdout.write(f"{save(fused(lora), path)}\n")
+            sys.stdout.write(f"{save(fused(lora), path, style=options.layout)}\n")
     except I2LError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -79,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="PATH",
         help="image encoders of version 1: files, or folders that have them",
+    )
+    parser.add_argument(
+        "--layout", choices=STYLES, default=STYLES[0], help="whose names the file uses; default: ComfyUI's"
     )
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
     parser.add_argument(
