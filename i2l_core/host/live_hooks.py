@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,12 +18,29 @@ from .image_tokens import ImageTokens
 
 @dataclass(frozen=True, eq=False)
 class Acting:
-    """What the hooks of one forward do: products by weight, for these rows out of so many."""
+    """What the hooks of one forward do: products by weight, for these rows out of so many.
+
+    `factors`: by number of a LoRA, what its strength is multiplied by now; 1 where it is not named.
+    """
 
     products: Mapping[str, RowProducts]
     span: slice
     rows: int
     gates: Gates | None
+    factors: Mapping[int, float]
+    _scales: dict[Any, Tensor] = field(default_factory=dict)
+
+    def gate(self, name: str, x: Tensor, products: RowProducts) -> Tensor | None:
+        """What the columns of a product are multiplied by: masks and factors, or None for neither."""
+        gate = self.gates.of(name, x, products) if self.gates else None
+        if not any(number in self.factors for owners in products.owner for number in owners):
+            return gate
+        key = products.owner, x.dtype
+        if key not in self._scales:
+            columns = [[[self.factors.get(j, 1.0) for j in owners]] for owners in products.owner]
+            scale = torch.tensor(columns, dtype=x.dtype)  # (G, 1, K)
+            self._scales[key] = scale.to(x.device, non_blocking=True)
+        return self._scales[key] if gate is None else gate * self._scales[key]
 
 
 class Hooks:
@@ -68,7 +85,7 @@ def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Actin
                 "cannot be told, so LoRAs that differ between the branches cannot act on it here"
             )
         span = slice(0, x.shape[0])
-    gate = acting.gates.of(name, x[span], products) if acting.gates else None
+    gate = acting.gate(name, x[span], products)
     if span == slice(0, x.shape[0]):
         return products.add_to(out, x, gate)
     added = products.add_to(out[span], x[span], gate)
