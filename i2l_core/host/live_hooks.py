@@ -15,6 +15,10 @@ from ..lora import Target
 from ..row_products import RowProducts
 from .image_tokens import ImageTokens
 
+# Beside reference pictures some networks look at the time of all rows twice, as it is and as zero: their rows, and
+# then all of them again. Qwen-Image-Edit-2511, Z-Image Omni
+_TWICE = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
+
 
 @dataclass(frozen=True, eq=False)
 class Acting:
@@ -78,6 +82,9 @@ class Hooks:
 
 def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Acting) -> Tensor:
     span = acting.span
+    if x.shape[0] == 2 * acting.rows and any(part in name for part in _TWICE):
+        halves = zip(x.chunk(2), out.chunk(2), strict=True)
+        return torch.cat([_add(name, one, added, products, acting) for one, added in halves])
     if x.shape[0] != acting.rows:
         if span != slice(0, acting.rows) or products.groups != 1 or acting.gates is not None:
             raise I2LError(
