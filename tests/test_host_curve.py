@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from test_host_live import LATENTS, Case, cfg_guider
@@ -107,7 +109,8 @@ def test_shares_are_the_inverse_of_the_hosts_sigmas(name: str):
     from i2l.i2l_core.host.live_run import Shares
 
     model = build(name)
-    shares, sampling = Shares(model), model.get_model_object("model_sampling")
+    shares = Shares(model)
+    sampling: Any = model.get_model_object("model_sampling")
     for share in (0.0, 0.001, 0.1234, 0.5, 0.9, 0.999, 1.0):
         assert shares.at(float(sampling.percent_to_sigma(share))) == pytest.approx(share, abs=2e-3)
     assert shares.at(1e9) == 0
