@@ -9,7 +9,9 @@ from tiny_models import CONFIGS
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.layouts import LAYOUTS, MODELS, Line, find_model, recognise
 from i2l.i2l_core.layouts.flux2 import FLUX2
+from i2l.i2l_core.layouts.hidream_o1 import HIDREAM_O1
 from i2l.i2l_core.layouts.lumina2 import LUMINA2
+from i2l.i2l_core.layouts.qwen_image import QWEN_IMAGE
 from i2l.i2l_core.layouts.table import Layout
 from i2l.i2l_core.lora import LowRank, Target
 
@@ -20,14 +22,20 @@ FLUX2_SIZES = {  # id: hidden, heads, double, single, text width, guidance; blac
 }
 
 
-def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560):
+def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560, siglip=None):
     """ComfyUI's own Z-Image network on the meta device."""
     from comfy.ldm.lumina.model import NextDiT
     from comfy.ops import disable_weight_init
 
     sizes = dict(dim=dim, n_layers=layers, n_refiner_layers=refiners, n_heads=heads, n_kv_heads=heads)
     axes = [dim // heads // 4, dim // heads * 3 // 8, dim // heads * 3 // 8]
-    config = {**CONFIGS["lumina2"], **sizes, "axes_dims": axes, "cap_feat_dim": text}
+    config = {
+        **CONFIGS["lumina2"],
+        **sizes,
+        "axes_dims": axes,
+        "cap_feat_dim": text,
+        "siglip_feat_dim": siglip,
+    }
     return NextDiT(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
 
 
@@ -39,6 +47,24 @@ def meta_flux2(hidden, heads, double, single, text, guidance=False):
     sizes = dict(hidden_size=hidden, num_heads=heads, depth=double, depth_single_blocks=single)
     config = {**CONFIGS["flux2"], **sizes, "context_in_dim": text, "guidance_embed": guidance}
     return Flux(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
+
+
+def meta_hidream_o1():
+    """ComfyUI's own HiDream-O1 network, whose default is the full size, on the meta device."""
+    from comfy.ldm.hidream_o1.model import HiDreamO1Transformer
+    from comfy.ops import disable_weight_init
+
+    return HiDreamO1Transformer(device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
+
+
+def meta_qwen_image(**sizes):
+    """ComfyUI's own Qwen-Image network, whose default is the full size, on the meta device."""
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+    from comfy.ops import disable_weight_init
+
+    return QwenImageTransformer2DModel(
+        **sizes, device="meta", dtype=torch.bfloat16, operations=disable_weight_init
+    )
 
 
 def shapes(network) -> dict[str, tuple[int, ...]]:
@@ -73,6 +99,51 @@ def test_z_image_is_covered(host):
     network = meta_lumina2()
     check_coverage(network, LUMINA2, 276)
     assert recognise(shapes(network)).id == "z-image"
+
+
+def test_z_image_omni_is_a_z_image_with_eyes(host):
+    network = meta_lumina2(siglip=1152)
+    check_coverage(network, LUMINA2, 276 + 1 + 2 * 7)
+    assert recognise(shapes(network)).id == "z-image"
+
+
+def test_hidream_o1_is_covered(host):
+    network = meta_hidream_o1()
+    check_coverage(network, HIDREAM_O1, 367)
+    assert recognise(shapes(network)).id == "hidream-o1"
+    # with the three pairs of mergers and the text head, the 374 of the reference
+    assert len(HIDREAM_O1.absent) == 3
+
+
+@pytest.mark.parametrize(
+    "release", [{}, {"default_ref_method": "index_timestep_zero"}, {"use_additional_t_cond": True}]
+)
+def test_qwen_image_and_its_releases_are_covered(host, release):
+    network = meta_qwen_image(**release)
+    check_coverage(network, QWEN_IMAGE, 14 * 60 + 6)
+    assert recognise(shapes(network)).id == "qwen-image"
+
+
+def test_relatives_of_qwen_image_are_not_taken_for_it(host):
+    """Mage-Flow is the same network in other sizes, Lens and JoyImage are others of the same names."""
+    with pytest.raises(
+        I2LError, match=r"of the Qwen-Image class, but its sizes \(hidden 3072, layers 12, text 2560\)"
+    ):
+        recognise(shapes(meta_qwen_image(num_layers=12, joint_attention_dim=2560)))
+    with pytest.raises(I2LError, match="another network"):
+        recognise({"img_in.weight": (3072, 64), "txt_in.weight": (3072, 3584)})
+
+
+def test_every_network_is_of_one_class(host):
+    networks = [
+        meta_lumina2(),
+        meta_flux2(*FLUX2_SIZES["flux2-klein-4b"]),
+        meta_hidream_o1(),
+        meta_qwen_image(),
+    ]
+    for network, own in zip(networks, LAYOUTS, strict=True):
+        weights = shapes(network)
+        assert [layout for layout in LAYOUTS if layout.matches(weights)] == [own]
 
 
 def test_z_image_names_are_the_hosts_own(host):
@@ -164,6 +235,7 @@ def test_the_tables_are_sound():
         names = [line.name for line in layout.lines]
         assert len(names) == len(set(names))
         assert all(line.name.count("{}") == line.weight.count("{}") <= 1 for line in layout.lines)
+        assert not set(layout.absent) & set(names)
     ids = [model.id for model in MODELS]
     assert len(ids) == len(set(ids))
     assert find_model("z-image") is MODELS[0]

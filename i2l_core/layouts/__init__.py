@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ..errors import I2LError
 from .flux2 import FLUX2
+from .hidream_o1 import HIDREAM_O1
 from .lumina2 import LUMINA2
+from .qwen_image import QWEN_IMAGE
 from .table import Layout, Line, Slot, Weights
 
 __all__ = ["LAYOUTS", "MODELS", "BaseModel", "Layout", "Line", "Slot", "Weights", "find_model", "recognise"]
@@ -36,7 +38,7 @@ class BaseModel:
         return all(found[name] == size for name, size in self.sizes.items())
 
 
-LAYOUTS: tuple[Layout, ...] = (LUMINA2, FLUX2)
+LAYOUTS: tuple[Layout, ...] = (LUMINA2, FLUX2, HIDREAM_O1, QWEN_IMAGE)
 
 _Z_IMAGE_CODE = "https://github.com/Tongyi-MAI/Z-Image"
 _FLUX2_CODE = "https://github.com/black-forest-labs/flux2"
@@ -77,6 +79,24 @@ MODELS: tuple[BaseModel, ...] = (
         manager_name="Flux.2 D",
         architecture="Flux.2-dev",
         implementation=_FLUX2_CODE,
+    ),
+    BaseModel(
+        id="hidream-o1",
+        title="HiDream-O1",
+        layout=HIDREAM_O1,
+        sizes={"hidden": 4096, "layers": 36, "eyes": 27},
+        manager_name="HiDream-O1",
+        architecture="HiDream-O1",
+        implementation="https://github.com/HiDream-ai/HiDream-O1-Image",
+    ),
+    BaseModel(
+        id="qwen-image",
+        title="Qwen-Image",
+        layout=QWEN_IMAGE,
+        sizes={"hidden": 3072, "layers": 60, "text": 3584},
+        manager_name="Qwen",
+        architecture="Qwen-Image",
+        implementation="https://github.com/QwenLM/Qwen-Image",
     ),
     BaseModel(
         id="i2l-tiny",

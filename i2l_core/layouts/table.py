@@ -59,12 +59,14 @@ class Layout:
     `signature`: weights that every model of the class has, and together no other class.
     `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name with `{}` to
     count.
+    `absent`: layers that the reference has and the host has not, by the reference's names.
     """
 
     title: str
     lines: tuple[Line, ...]
     signature: tuple[str, ...]
     sizes: Mapping[str, tuple[str, int] | str]
+    absent: tuple[str, ...] = ()
 
     def matches(self, weights: Weights) -> bool:
         return all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)
