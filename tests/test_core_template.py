@@ -15,7 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.layouts import find_model
+from i2l.i2l_core.predictors.published import PUBLISHED, where_to_get
 from i2l.i2l_core.predictors.template import PERMISSION, LoadedTemplate, load_template, read_template
+from i2l.tools.host import ROOT
 
 SIMPLE = """
 import torch
@@ -94,6 +97,10 @@ def test_packages_that_are_not_there_are_known_without_running(root: Path):
     template = read_template(template_folders.write(root / "t", program), [root])
     assert template.imports == ("no_such_package", "numpy", "torch")
     assert template.missing == ("no_such_package",)
+    assert template.describe() == (
+        "Diffusion Template Net with its own encoder, no weights: it starts from random ones, "
+        "not installed: no_such_package"
+    )
 
 
 @pytest.mark.parametrize(
@@ -423,6 +430,17 @@ def test_a_prediction_owns_its_memory(root: Path):
     assert others == ("a", "b")
 
 
+def test_a_program_may_change_its_pictures(root: Path):
+    program = SIMPLE.replace(
+        "return {}", "image[0].thumbnail((4, 4))\n        return {'size': image[1].size}"
+    )
+    program = program.replace("OUTPUT", '{"lora": {}, str(kwargs["size"]): 0}')
+    picture = pictures(1)[0]
+    _, others = load(template_folders.write(root / "t", program)).predict([picture, picture])
+    assert others == ("(20, 30)",)
+    assert picture.size == (20, 30)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
@@ -469,3 +487,29 @@ def test_no_working_folder_is_needed(root: Path, tmp_path: Path, monkeypatch):
     before = sorted(os.listdir(folder))
     load(folder).predict(pictures())
     assert sorted(os.listdir(folder)) == before
+
+
+# what is published
+
+
+@pytest.mark.parametrize("page", ["LoadI2LPredictor.md", "LoadI2LPredictor/zh.md"])
+def test_the_help_lists_every_published_predictor(page: str):
+    text = (ROOT / "web" / "docs" / page).read_text("utf-8")
+    for known in PUBLISHED:
+        model = find_model(known.base_model)
+        assert model is not None
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| [{known.name}]({known.url}) | ")]
+        assert f"| {model.title} |" in row
+        assert all(f"`{file}`" in row for file in known.files)
+        place = f"models/{known.folder}" if known.files else f"models/{known.folder}/{known.name}"
+        assert row.endswith(f"| `{place}` |")
+
+
+def test_where_to_get_what_is_missing():
+    assert where_to_get("zimage-i2l-V2") == (
+        "get all files of https://modelscope.cn/models/DiffSynth-Studio/ZImage-i2L-v2 into models/i2l/ZImage-i2L-v2"
+    )
+    assert where_to_get("Z-Image-i2L") == (
+        "get model.safetensors of https://modelscope.cn/models/DiffSynth-Studio/Z-Image-i2L into models/i2l/Z-Image-i2L"
+    )
+    assert where_to_get("mine") == "get them from where it was published"

@@ -44,8 +44,8 @@ def predictor_path(name: str) -> Path:
     names = predictor_names()
     if not names:
         raise I2LError(
-            f"there is no predictor yet: put a .safetensors predictor file, or the folder of a Diffusion Template, "
-            f"into {predictor_roots()[0]}"
+            "there is no predictor yet: put a .safetensors predictor file, or the folder of a Diffusion Template, "
+            f"into {predictor_roots()[0]}; the help of Load i2L Predictor says where to get one"
         )
     path = _full_path(name) if name in names else None
     if path is None:

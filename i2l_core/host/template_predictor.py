@@ -15,12 +15,12 @@ from PIL import Image
 from torch import nn
 
 from ..checks import listed
-from ..images import Reference, counted
+from ..images import Reference, counted, gray
 from ..layouts import find_model
 from ..lora import LoRA
 from ..lora_file import from_state_dict
 from ..predictors.published import published
-from ..predictors.template import LoadedTemplate, how_to_install, load_template, read_template
+from ..predictors.template import LoadedTemplate, load_template, read_template
 from ..predictors.template_pictures import grays_like, pictures_of
 from .folders import predictor_roots
 from .predictor import HostPredictor, Predicted, Progress
@@ -43,12 +43,7 @@ class TemplatePredictor(HostPredictor):
         return self.loaded.template.name
 
     def describe(self) -> str:
-        template = self.loaded.template
-        size = sum(model.model_size() for model in self.get_models())
-        weights = "random weights: it brings none" if template.weights == () else f"{size / 1e6:.0f} MB"
-        lines = [f"Diffusion Template {template.network}, {weights}, its own encoder", self._base_model()]
-        lines += [f"without {how_to_install(name)}" for name in template.missing]
-        return "\n".join(lines)
+        return f"{self.loaded.template.describe()}\n{self._base_model()}"
 
     def get_models(self) -> list[ModelPatcher]:
         return [] if self.patcher is None else [self.patcher]
@@ -68,7 +63,7 @@ class TemplatePredictor(HostPredictor):
         sizes = tuple(picture.size for picture in pictures)
         neutral = self.neutrals.get(sizes)
         if neutral is None:
-            neutral, _ = self._predict(grays_like(pictures), ())
+            neutral, _ = self._predict(grays_like(pictures), [gray(one) for one in used])
             self._keep(sizes, neutral)
         report(3, 3)
         return Predicted(lora, neutral, note)

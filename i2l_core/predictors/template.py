@@ -78,6 +78,18 @@ class Template:
         """The packages among `imports` that this Python has not."""
         return tuple(name for name in self.imports if not _installed(name))
 
+    def describe(self) -> str:
+        """What it is, for people, in one line."""
+        if self.weights is None:
+            size = "weights that only its program can name"
+        elif not self.weights:
+            size = "no weights: it starts from random ones"
+        else:
+            paths = [self.folder / name for name in self.weights]
+            size = f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.0f} MB"
+        lacking = f", not installed: {listed(self.missing)}" if self.missing else ""
+        return f"Diffusion Template {self.network} with its own encoder, {size}{lacking}"
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedTemplate:
@@ -94,7 +106,8 @@ class LoadedTemplate:
         """
         name = self.template.name
         with torch.no_grad(), _running(name, "in process_inputs"):
-            inputs = self.model.process_inputs(pipe=None, image=list(pictures))
+            # copies: a program may scale a picture in place, and the same one may come twice
+            inputs = self.model.process_inputs(pipe=None, image=[picture.copy() for picture in pictures])
         with torch.no_grad(), _running(name, "in forward"):
             outputs = self.model.forward(pipe=None, **inputs)
         if not isinstance(outputs, Mapping):
@@ -296,7 +309,7 @@ def _build(template: Template, module: types.ModuleType, dtype: torch.dtype) -> 
         _load_weights(template.name, model, paths, dtype)
     else:
         with _running(template.name, "when its network was built"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed is for the GPU's too
             model = network()
     with _running(template.name, "when its network was built"):
         if hasattr(model, "to"):

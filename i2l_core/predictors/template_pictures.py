@@ -29,7 +29,7 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
                 f"whole number from 0 to {MAX_WEIGHT}, got {reference.weight:g}"
             )
         pixels = (reference.filled().pixels * 255).round().to("cpu", torch.uint8)
-        pictures += [Image.fromarray(pixels.numpy(), "RGB")] * times
+        pictures += [Image.fromarray(pixels.numpy())] * times
     return pictures
 
 
