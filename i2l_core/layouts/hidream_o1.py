@@ -9,30 +9,30 @@ from __future__ import annotations
 
 from .table import Layout, Line
 
-_NAMES = (
-    "language_model.layers.{}.self_attn.q_proj",
-    "language_model.layers.{}.self_attn.k_proj",
-    "language_model.layers.{}.self_attn.v_proj",
-    "language_model.layers.{}.self_attn.o_proj",
-    "language_model.layers.{}.mlp.gate_proj",
-    "language_model.layers.{}.mlp.up_proj",
-    "language_model.layers.{}.mlp.down_proj",
-    "visual.blocks.{}.attn.qkv",  # one layer on both sides
-    "visual.blocks.{}.attn.proj",
-    "visual.blocks.{}.mlp.linear_fc1",
-    "visual.blocks.{}.mlp.linear_fc2",
-    "visual.merger.linear_fc1",
-    "visual.merger.linear_fc2",
-    "t_embedder1.mlp.0",
-    "t_embedder1.mlp.2",
-    "x_embedder.proj1",
-    "x_embedder.proj2",
-    "final_layer2.linear",
-)
+_LAYERS = {  # the host's name: (d_out, d_in)
+    "language_model.layers.{}.self_attn.q_proj": ("query", "hidden"),
+    "language_model.layers.{}.self_attn.k_proj": ("key", "hidden"),
+    "language_model.layers.{}.self_attn.v_proj": ("key", "hidden"),
+    "language_model.layers.{}.self_attn.o_proj": ("hidden", "query"),
+    "language_model.layers.{}.mlp.gate_proj": ("mlp", "hidden"),
+    "language_model.layers.{}.mlp.up_proj": ("mlp", "hidden"),
+    "language_model.layers.{}.mlp.down_proj": ("hidden", "mlp"),
+    "visual.blocks.{}.attn.qkv": ("3*eye", "eye"),  # one layer on both sides
+    "visual.blocks.{}.attn.proj": ("eye", "eye"),
+    "visual.blocks.{}.mlp.linear_fc1": ("eye_mlp", "eye"),
+    "visual.blocks.{}.mlp.linear_fc2": ("eye", "eye_mlp"),
+    "visual.merger.linear_fc1": ("4*eye", "4*eye"),
+    "visual.merger.linear_fc2": ("hidden", "4*eye"),
+    "t_embedder1.mlp.0": ("hidden", 256),
+    "t_embedder1.mlp.2": ("hidden", "hidden"),
+    "x_embedder.proj1": ("bottleneck", 3072),
+    "x_embedder.proj2": ("hidden", "bottleneck"),
+    "final_layer2.linear": (3072, "hidden"),
+}
 
 HIDREAM_O1 = Layout(
     title="HiDream-O1 class",
-    lines=tuple(Line(f"model.{name}", name) for name in _NAMES),
+    lines=tuple(Line(f"model.{name}", name, size=size) for name, size in _LAYERS.items()),
     signature=(
         "x_embedder.proj1",
         "t_embedder1.mlp.0",
@@ -41,6 +41,12 @@ HIDREAM_O1 = Layout(
     ),
     sizes={
         "hidden": ("x_embedder.proj2", 0),
+        "query": ("language_model.layers.0.self_attn.q_proj", 0),
+        "key": ("language_model.layers.0.self_attn.k_proj", 0),
+        "mlp": ("language_model.layers.0.mlp.up_proj", 0),
+        "eye": ("visual.blocks.0.attn.proj", 0),
+        "eye_mlp": ("visual.blocks.0.mlp.linear_fc1", 0),
+        "bottleneck": ("x_embedder.proj1", 0),
         "layers": "language_model.layers.{}.self_attn.q_proj",
         "eyes": "visual.blocks.{}.attn.qkv",
     },
