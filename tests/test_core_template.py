@@ -79,7 +79,8 @@ def test_what_a_folder_says(root: Path):
 @pytest.mark.parametrize(
     ("program", "network", "weights"),
     [
-        ("TEMPLATE_MODEL = a.b.C\nTEMPLATE_MODEL_PATH = ['1.safetensors', '2.safetensors']", "a.b.C", 2),
+        ("TEMPLATE_MODEL = a.b.C\nTEMPLATE_MODEL_PATH = ['1.safetensors', '2.safetensors']", "C", 2),
+        ("TEMPLATE_MODEL = a" + ".b" * 900 + "\nTEMPLATE_MODEL_PATH = '\\0.safetensors'", "b", None),
         ("from net import Net as TEMPLATE_MODEL", "TEMPLATE_MODEL", 0),
         ("class TEMPLATE_MODEL: pass\nTEMPLATE_MODEL_PATH: str = None", "TEMPLATE_MODEL", 0),
         ("TEMPLATE_MODEL = make()\nTEMPLATE_MODEL_PATH = 'model' + '.safetensors'", "TEMPLATE_MODEL", None),
@@ -109,10 +110,11 @@ def test_packages_that_are_not_there_are_known_without_running(root: Path):
         ("x = (", "its model.py is no Python (SyntaxError: "),
         ("a\0b", "its model.py is no Python ("),
         ("(" * 5000, "its model.py is no Python ("),
+        ("a" + ".b" * 200_000, "its model.py is no Python ("),
         ("import torch", "does not set TEMPLATE_MODEL, so it is no Diffusion Template"),
         ("# " + "x" * (1 << 20), "has more than a megabyte"),
     ],
-    ids=["syntax", "zero byte", "deep", "another program", "huge"],
+    ids=["syntax", "zero byte", "deep", "deeper", "another program", "huge"],
 )
 def test_a_program_that_is_none(root: Path, program: str, message: str):
     folder = template_folders.write(root / "t", program)

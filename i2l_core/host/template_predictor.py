@@ -82,7 +82,9 @@ class TemplatePredictor(HostPredictor):
         hashes = tuple(reference.hash for reference in references)
         source = f"the lora of the Diffusion Template {self.name}"
         lora = from_state_dict(tensors, predictor=self.name, references=hashes, source=source)
-        return lora, f"not supported yet, left out: {listed(others)}" if others else ""
+        notes = [f"not supported yet, left out: {listed(others)}"] if others else []
+        notes += [] if lora.base_model else ["for a base model that is not known: its layers keep their names"]
+        return lora, "\n".join(notes)
 
     def _keep(self, sizes: Sizes, neutral: LoRA) -> None:
         while len(self.neutrals) >= MAX_NEUTRALS:

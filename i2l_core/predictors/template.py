@@ -65,7 +65,7 @@ class Template:
 
     folder: Path  # with all links followed
     source: bytes  # of model.py
-    network: str  # what TEMPLATE_MODEL is, as written
+    network: str  # the name of the class, where it is written
     weights: tuple[str, ...] | None
     imports: tuple[str, ...]
 
@@ -145,11 +145,10 @@ def read_template(folder: Path, roots: Sequence[Path]) -> Template:
         raise I2LError(
             f"{name}: its {PROGRAM} does not set TEMPLATE_MODEL, so it is no Diffusion Template of version 2"
         )
-    network = said["TEMPLATE_MODEL"]
     return Template(
         real,
         source,
-        ast.unparse(network)[:80] if isinstance(network, ast.Name | ast.Attribute) else "TEMPLATE_MODEL",
+        _class_name(said["TEMPLATE_MODEL"])[:80],
         _literal_weights(said.get("TEMPLATE_MODEL_PATH")),
         tuple(sorted(_imports(tree) - set(sys.stdlib_module_names))),
     )
@@ -185,18 +184,17 @@ def load_template(template: Template, dtype: torch.dtype, allow_code: bool) -> L
     for name in template.weights or ():
         _weight_path(template, name)  # what can be said without running it comes first
     check_allowed(template.name, allow_code)
-    module = _module(template)
-    sys.modules[module.__name__] = module  # as an import would: classes look up their own module
+    loader = _Source(f"_i2l_template_{uuid.uuid4().hex}", template)
+    module = importlib.util.module_from_spec(loader.spec())
+    sys.modules[loader.name] = module  # as an import would: classes look up their own module
     try:
         with _running(template.name, "when it was started"):
-            assert module.__spec__ is not None
-            assert module.__spec__.loader is not None
-            module.__spec__.loader.exec_module(module)
+            loader.exec_module(module)
         loaded = LoadedTemplate(template, _build(template, module, dtype))
     except BaseException:
-        del sys.modules[module.__name__]
+        sys.modules.pop(loader.name, None)
         raise
-    weakref.finalize(loaded, sys.modules.pop, module.__name__, None).atexit = False
+    weakref.finalize(loaded, sys.modules.pop, loader.name, None).atexit = False
     return loaded
 
 
@@ -235,6 +233,12 @@ def _assignments(tree: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
             yield from ((alias.asname or alias.name, None) for alias in node.names)
 
 
+def _class_name(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Name):
+        return value.id
+    return value.attr if isinstance(value, ast.Attribute) else "TEMPLATE_MODEL"
+
+
 def _imports(tree: ast.AST) -> set[str]:
     found = set()
     for node in ast.walk(tree):
@@ -260,9 +264,8 @@ def _literal_weights(value: ast.expr | None) -> tuple[str, ...] | None:
 def _names(value: Any) -> list[str] | None:
     """TEMPLATE_MODEL_PATH as a list of names, or None when it is of another kind."""
     values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    if all(isinstance(name, str | os.PathLike) for name in values):
-        return [os.fspath(name) for name in values]
-    return None
+    names = [os.fspath(name) for name in values if isinstance(name, str | os.PathLike)]
+    return names if len(names) == len(values) and all(name.isprintable() for name in names) else None
 
 
 def _installed(package: str) -> bool:
@@ -275,20 +278,17 @@ def _installed(package: str) -> bool:
 class _Source(importlib.machinery.SourceFileLoader):
     """Runs the text that was read: no bytecode that lies in the folder, and none is written there."""
 
-    def __init__(self, name: str, path: str, source: bytes) -> None:
-        super().__init__(name, path)
-        self._source = source
+    def __init__(self, name: str, template: Template) -> None:
+        super().__init__(name, str(template.folder / PROGRAM))
+        self._source = template.source
+
+    def spec(self) -> importlib.machinery.ModuleSpec:
+        spec = importlib.machinery.ModuleSpec(self.name, self, origin=self.path)
+        spec.has_location = True  # so that the program has a __file__
+        return spec
 
     def get_code(self, fullname: str) -> types.CodeType:
         return self.source_to_code(self._source, self.path)
-
-
-def _module(template: Template) -> types.ModuleType:
-    name = f"_i2l_template_{uuid.uuid4().hex}"
-    path = str(template.folder / PROGRAM)
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, path, template.source))
-    assert spec is not None
-    return importlib.util.module_from_spec(spec)
 
 
 def _build(template: Template, module: types.ModuleType, dtype: torch.dtype) -> Any:
