@@ -7,6 +7,7 @@ from .apply import ApplyPredictedLoRA
 from .demo import LoadI2LDemo
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
+from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
 from .reference import StyleReference
 from .save import SavePredictedLoRA
@@ -21,6 +22,7 @@ NODES = (
     AsymmetricCFG,
     AsymmetricGuider,
     SavePredictedLoRA,
+    LoadLoRAFile,
     LoadI2LDemo,
 )
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
 from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
 
+ERROR, SKIP = "error", "skip"
+
 
 class ApplyPredictedLoRA(io.ComfyNode):
     @classmethod
@@ -42,6 +44,15 @@ class ApplyPredictedLoRA(io.ComfyNode):
                 ),
                 start_percent(),
                 end_percent(),
+                io.Combo.Input(
+                    "missing_layers",
+                    options=[ERROR, SKIP],
+                    default=ERROR,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What to do when the model lacks some of the LoRA's layers: stop with an error that "
+                    "names them, or apply the rest and say how many were skipped.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -65,7 +76,10 @@ class ApplyPredictedLoRA(io.ComfyNode):
         mode: str = MERGED,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        missing_layers: str = ERROR,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        patched, where = apply_lora_model(model, lora, strength, mode, start_percent, end_percent, mask)
+        patched, where = apply_lora_model(
+            model, lora, strength, mode, start_percent, end_percent, mask, partial=missing_layers == SKIP
+        )
         return io.NodeOutput(patched, ui=ui.PreviewText(where))

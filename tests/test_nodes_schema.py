@@ -19,6 +19,7 @@ IDS = (
     "AsymmetricCFG",
     "AsymmetricGuider",
     "SavePredictedLoRA",
+    "LoadLoRAFile",
     "LoadI2LDemo",
 )
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))

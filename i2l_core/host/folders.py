@@ -59,6 +59,22 @@ def predictor_roots() -> list[Path]:
     return [Path(folder) for folder in folder_paths.get_folder_paths(PREDICTORS)]
 
 
+def lora_files() -> list[str]:
+    """Names of the safetensors files among the user's LoRAs, relative to their folders."""
+    return [name for name in folder_paths.get_filename_list(LORAS) if name.lower().endswith(SUFFIX)]
+
+
+def lora_path(name: str) -> Path:
+    """The file of a name in `lora_files()`. Raises I2LError saying where LoRAs belong."""
+    path = folder_paths.get_full_path(LORAS, name) if name in lora_files() else None
+    if path is None:
+        raise I2LError(
+            f"there is no LoRA file {name[:120]!r} in {folder_paths.get_folder_paths(LORAS)[0]}; choose one of "
+            "the list, or put a .safetensors LoRA there"
+        )
+    return Path(path)
+
+
 def fingerprint(path: Path) -> str:
     """Changes when the file does, or any file of the folder."""
     files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]

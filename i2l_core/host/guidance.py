@@ -11,7 +11,7 @@ from .branches import Branch
 from .live import attach, attached
 from .live_lora import LiveLoRA
 from .lora_model import lora_of
-from .patch import report
+from .patch import layout_of_model, report
 
 
 def asymmetric(
@@ -29,10 +29,11 @@ def asymmetric(
     model as it is; layers that only one of the two has are zero in the other. `start`, `end`: shares of the
     sampling. Raises I2LError, before anything is cloned, for a LoRA that does not fit or numbers out of range.
     """
-    loras = [LiveLoRA(lora_of(style), strength, branch=Branch.POSITIVE, start=start, end=end)]
+    layout = layout_of_model(model)
+    loras = [LiveLoRA(lora_of(style, layout), strength, branch=Branch.POSITIVE, start=start, end=end)]
     if neutral is not None:
         loras.append(
-            LiveLoRA(lora_of(neutral), neutral_strength, branch=Branch.NEGATIVE, start=start, end=end)
+            LiveLoRA(lora_of(neutral, layout), neutral_strength, branch=Branch.NEGATIVE, start=start, end=end)
         )
     return attach(model, *loras)
 

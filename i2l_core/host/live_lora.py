@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..checks import check_strength
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target, fuse_rows
 from .branches import Branch, Chunk
@@ -35,8 +35,7 @@ class LiveLoRA:
     mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength):
-            raise I2LError(f"strength must be a finite number, got {self.strength}")
+        check_strength(self.strength)
         if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:  # NaN compares false
             raise I2LError(f"start and end must be from 0 to 1, got {self.start} and {self.end}")
         if self.start > self.end:
