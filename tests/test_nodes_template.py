@@ -283,6 +283,18 @@ def test_other_outputs_are_named(root: Path):
     assert shown(out).splitlines()[1] == "not supported yet, left out: kv_cache, text_embedding"
 
 
+def test_names_that_no_table_knows_are_said_and_refused_where_they_cannot_land(root: Path, model):
+    from i2l.nodes.apply import ApplyPredictedLoRA
+
+    folder = template_folders.style(root / "ink")
+    program = (folder / "model.py").read_text()
+    (folder / "model.py").write_text(program.replace('f"{name}.lora_', 'f"other.{name}.lora_'))
+    out = predict(load("ink/")[0], images((40, 48)))
+    assert shown(out).splitlines()[1] == "for a base model that is not known"
+    with pytest.raises(I2LError, match=r"the LoRA does not fit this MODEL, .*the model has no such weight"):
+        ApplyPredictedLoRA.execute(model, out[0], 1.0)
+
+
 def test_the_neutral_lora_depends_on_sizes_only_and_is_kept(root: Path, monkeypatch):
     template_folders.style(root / "ink")
     predictor = load("ink/")[0]

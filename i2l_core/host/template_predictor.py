@@ -82,8 +82,11 @@ class TemplatePredictor(HostPredictor):
         hashes = tuple(reference.hash for reference in references)
         source = f"the lora of the Diffusion Template {self.name}"
         lora = from_state_dict(tensors, predictor=self.name, references=hashes, source=source)
-        notes = [f"not supported yet, left out: {listed(others)}"] if others else []
-        notes += [] if lora.base_model else ["for a base model that is not known: its layers keep their names"]
+        notes = []
+        if others:
+            notes.append(f"not supported yet, left out: {listed(others)}")
+        if not lora.base_model:
+            notes.append("for a base model that is not known")
         return lora, "\n".join(notes)
 
     def _keep(self, sizes: Sizes, neutral: LoRA) -> None:
