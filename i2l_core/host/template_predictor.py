@@ -20,8 +20,9 @@ from ..layouts import find_model
 from ..lora import LoRA
 from ..lora_file import from_state_dict
 from ..predictors.published import published
-from ..predictors.template import LoadedTemplate, load_template, read_template
+from ..predictors.template import read_template
 from ..predictors.template_pictures import grays_like, pictures_of
+from ..predictors.template_run import LoadedTemplate, load_template
 from .folders import predictor_roots
 from .predictor import HostPredictor, Predicted, Progress
 
