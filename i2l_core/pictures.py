@@ -12,14 +12,19 @@ from torch import Tensor
 from .errors import I2LError
 from .images import Reference, weighted
 
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 
-def read_reference(path: Path, weight: float = 1.0) -> Reference:
+
+def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) -> Reference:
     """The picture in a file, upright; of an animation, the first.
 
+    `largest`: pixels that the longer side may have; a larger picture is made smaller.
     Raises I2LError naming the file when it cannot be read, or is too small, too narrow, or no picture.
     """
     try:
         with Image.open(path) as image:
+            if largest is not None:
+                image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
             pixels = _floats(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders of hostile files raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__

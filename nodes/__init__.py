@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
 from .demo import LoadI2LDemo
+from .folder import ImagesFromFolder
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
 from .load_file import LoadLoRAFile
@@ -17,6 +18,7 @@ __all__ = ["NODES", "on_load"]
 NODES = (
     LoadI2LPredictor,
     StyleReference,
+    ImagesFromFolder,
     ImagesToLoRA,
     ApplyPredictedLoRA,
     AsymmetricCFG,

@@ -51,6 +51,12 @@ class SavePredictedLoRA(io.ComfyNode):
                     tooltip="Numbers in the file. as it is: exactly the LoRA. bfloat16 and float16 halve the size "
                     "of a float32 one.",
                 ),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A picture or a batch kept in the file as its thumbnail: the references, or a result. "
+                    "LoRA managers show it.",
+                ),
             ],
             outputs=[
                 io.String.Output("lora_name", tooltip="The name it got, as LoRA loaders list it."),
@@ -65,6 +71,7 @@ class SavePredictedLoRA(io.ComfyNode):
         notes: str = "",
         layout: Style = "ComfyUI",
         precision: str = AS_IT_IS,
+        preview: Tensor | None = None,
     ) -> io.NodeOutput:
-        name = save_lora_model(lora, filename, notes, layout, precision)
+        name = save_lora_model(lora, filename, notes, layout, precision, preview)
         return io.NodeOutput(name, ui=ui.PreviewText(f"saved as {name}"))

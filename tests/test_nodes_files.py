@@ -249,3 +249,25 @@ def test_lora_files_are_listed_and_nothing_outside_them(folders: Path):
             LoadLoRAFile.execute(other)
     with pytest.raises(I2LError, match=r"ink\.safetensors is for i2l-tiny, not for z-image"):
         LoadLoRAFile.execute(name, "z-image")
+
+
+def test_a_preview_is_kept_as_the_thumbnail_that_lora_managers_show(folders: Path):
+    import base64
+    import io
+
+    from PIL import Image
+
+    from i2l.nodes.save import SavePredictedLoRA
+
+    pictures = torch.zeros(5, 40, 60, 3)
+    pictures[1, ..., 0] = 1
+    SavePredictedLoRA.execute(predicted(), "ink", preview=pictures)
+    with safe_open(folders / "loras" / "ink.safetensors", "pt") as file:
+        url = file.metadata()["modelspec.thumbnail"]
+    kind, data = url.split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (256, 256)
+        assert image.getpixel((192, 64))[0] > 200  # type: ignore[index]
+        assert image.getpixel((64, 64))[0] < 50  # type: ignore[index]
+    assert len(url) < 20_000

@@ -14,6 +14,7 @@ from i2l.tools.host import ROOT
 IDS = (
     "LoadI2LPredictor",
     "StyleReference",
+    "ImagesFromFolder",
     "ImagesToLoRA",
     "ApplyPredictedLoRA",
     "AsymmetricCFG",

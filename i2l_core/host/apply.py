@@ -20,6 +20,7 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..checks import listed
+from ..curve import Curve
 from ..errors import I2LError
 from ..lora_file import OtherKind
 from .live import attach
@@ -38,20 +39,22 @@ def apply_lora_model(
     start: float = 0.0,
     end: float = 1.0,
     mask: Tensor | None = None,
+    curve: Curve | None = None,
     partial: bool = False,
 ) -> tuple[ModelPatcher, str]:
     """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
 
-    `start`, `end` (shares of the sampling) and `mask` (N, H, W) need `mode` LIVE. `partial`: layers that the
-    model lacks are left out and counted.
+    `start`, `end` (shares of the sampling), `curve` (along them) and `mask` (N, H, W) need `mode` LIVE.
+    `partial`: layers that the model lacks are left out and counted.
     Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole (with `partial`: not
     at all).
     """
     if mode not in (MERGED, LIVE):
         raise I2LError(f"mode must be {MERGED} or {LIVE}, got {mode}")
-    if mode == MERGED and ((start, end) != (0, 1) or mask is not None):
+    if mode == MERGED and ((start, end) != (0, 1) or mask is not None or curve is not None):
         raise I2LError(
-            "start, end and mask need the mode live; set mode to live, or start 0, end 1 and no mask"
+            "start, end, curve and mask need the mode live; set mode to live, or start 0, end 1, no curve and "
+            "no mask"
         )
     layout = layout_of_model(model)
     if mode == MERGED and layout is None and not isinstance(value, PredictedLoRA):
@@ -67,7 +70,8 @@ def apply_lora_model(
     if mode == MERGED:
         return apply_merged(model, lora, strength, partial), where
     fitting = check_fits(lora, model, partial)
-    return attach(model, LiveLoRA(fitting, strength, start=start, end=end, mask=mask)), f"live: {where}"
+    live = LiveLoRA(fitting, strength, start=start, end=end, mask=mask, curve=curve)
+    return attach(model, live), f"live: {where}"
 
 
 class _Recorder(dict[str, Tensor]):

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
+from ..images import references_from
 from ..lora import LoRA
 from ..lora_file import safe_join, save
 from ..lora_names import Style
+from ..thumbnail import thumbnail
 from ..whole_weights import fused
 from .folders import loras_folder
 from .lora_model import lora_of
@@ -27,16 +30,24 @@ PRECISIONS: Mapping[str, torch.dtype | None] = {
 
 
 def save_lora_model(
-    value: Any, filename: str, notes: str = "", style: Style = "ComfyUI", precision: str = AS_IT_IS
+    value: Any,
+    filename: str,
+    notes: str = "",
+    style: Style = "ComfyUI",
+    precision: str = AS_IT_IS,
+    preview: Tensor | None = None,
 ) -> str:
     """Save under `filename` or its next free number; return the name as LoRA loaders list it.
 
-    `notes` goes into the file as modelspec.description. Raises I2LError for a name that leaves the folder, a
+    `notes` goes into the file as modelspec.description, `preview`, an IMAGE (B, H, W, C), as
+    modelspec.thumbnail: up to four of its pictures side by side. Raises I2LError for a name that leaves the folder, a
     LoRA that is not plain or does not fit the precision, and a disk that refuses; nothing is changed then.
     """
     lora = _in_precision(fused(lora_of(value)), precision)
     folder = loras_folder()
-    metadata = {"modelspec.description": notes} if notes.strip() else None
+    metadata = {"modelspec.description": notes} if notes.strip() else {}
+    if preview is not None:
+        metadata["modelspec.thumbnail"] = thumbnail(references_from({"preview": preview}))
     path = save(lora, safe_join(folder, filename), metadata, style)
     return os.path.relpath(path, folder.resolve())
 
