@@ -73,8 +73,8 @@ class Bench:
         self._targets = [content for row in pool.contents for content in row[_REFERENCES:]]
         self._backbone, text = files.load_backbone()
         _, self._decoder = files.load_vae()
-        self._judge = files.load_judge()
-        self._seen = [self._judge(self.references[:, i]) for i in range(_REFERENCES)]
+        self.verdict = files.load_judge()
+        self.seen = [self.verdict(self.references[:, i]) for i in range(_REFERENCES)]
         self._words = text(_context(self._targets))
         self._no_words = text(torch.tensor([tokenise("")]))
 
@@ -96,9 +96,9 @@ class Bench:
 
     def judge(self, pictures: Tensor) -> Case:
         """`pictures` (S * P, 3, H, W) against the references of their styles and their prompts."""
-        verdict = self._judge(pictures)
+        verdict = self.verdict(pictures)
         distances = []
-        for reference in self._seen:
+        for reference in self.seen:
             fields = Verdict.__dataclass_fields__
             repeated = (getattr(reference, f).repeat_interleave(_PROMPTS, 0) for f in fields)
             distances.append(style_distance(verdict, Verdict(*repeated)))
