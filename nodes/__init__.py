@@ -5,8 +5,10 @@ from __future__ import annotations
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
 from .demo import LoadI2LDemo
+from .folder import ImagesFromFolder
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
+from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
 from .reference import StyleReference
 from .save import SavePredictedLoRA
@@ -16,11 +18,13 @@ __all__ = ["NODES", "on_load"]
 NODES = (
     LoadI2LPredictor,
     StyleReference,
+    ImagesFromFolder,
     ImagesToLoRA,
     ApplyPredictedLoRA,
     AsymmetricCFG,
     AsymmetricGuider,
     SavePredictedLoRA,
+    LoadLoRAFile,
     LoadI2LDemo,
 )
 

@@ -67,4 +67,5 @@ class ImagesToLoRA(io.ComfyNode):
         bar = ProgressBar(len(references) + 2)
         found = predictor.predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
+        text += f"\n{found.note}" if found.note else ""
         return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))

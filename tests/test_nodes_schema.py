@@ -14,11 +14,13 @@ from i2l.tools.host import ROOT
 IDS = (
     "LoadI2LPredictor",
     "StyleReference",
+    "ImagesFromFolder",
     "ImagesToLoRA",
     "ApplyPredictedLoRA",
     "AsymmetricCFG",
     "AsymmetricGuider",
     "SavePredictedLoRA",
+    "LoadLoRAFile",
     "LoadI2LDemo",
 )
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))

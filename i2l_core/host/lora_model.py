@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import I2LError
-from ..layouts import find_model
+from ..layouts import Layout, find_model
 from ..lora import LoRA, Target, fuse_rows
 from ..lora_file import from_state_dict, to_state_dict
 
@@ -25,13 +25,16 @@ class PredictedLoRA(dict[str, Tensor]):
         self.lora = lora
 
 
-def lora_of(value: Any) -> LoRA:
-    """The LoRA on a socket, of ours or of a core node. Raises I2LError when it is no plain LoRA."""
+def lora_of(value: Any, layout: Layout | None = None) -> LoRA:
+    """The LoRA on a socket, of ours or of a core node; `layout`: of the model it goes to, where that is known.
+
+    Raises I2LError when it is no plain LoRA (`OtherKind`) or names of several models fit.
+    """
     if isinstance(value, PredictedLoRA):
         return value.lora
     if not isinstance(value, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
-    return from_state_dict(value, source="the LORA_MODEL")
+    return from_state_dict(value, source="the LORA_MODEL", layout=layout)
 
 
 def fused(lora: LoRA) -> LoRA:

@@ -19,11 +19,12 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 class Predicted:
     """The LoRA of the references' style, and that of as many gray pictures: what remains without a style.
 
-    The second is the counterpart for guidance (arXiv 2606.13809, section 3.4).
+    The second is the counterpart for guidance (arXiv 2606.13809, section 3.4). `note`: what the artist should know.
     """
 
     lora: LoRA
     neutral: LoRA
+    note: str = ""
 
 
 class HostPredictor(ABC):
