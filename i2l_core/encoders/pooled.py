@@ -41,9 +41,11 @@ class Kind:
     """What all sizes of an encoder share."""
 
     file: str  # in the repository MODEL_ID
+    width: int  # of the embedding that file gives
     mark: str  # a tensor that only this kind has
     block: str  # how the names of its blocks start
     mlp: str  # the tensor of a block that tells the width of its MLP
+    mlp_layers: int
     patches: str  # the tensor that tells width and patch size
     head_width: int  # of an attention head
     mean: tuple[float, float, float]  # per channel, of pixels 0..1
@@ -55,9 +57,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         SIGLIP2: Kind(
             file="SigLIP2-G384/model.safetensors",
+            width=1536,
             mark="head.probe",
             block="encoder.layers.",
             mlp="mlp.fc1.weight",
+            mlp_layers=2,
             patches="embeddings.patch_embedding.weight",
             head_width=96,
             mean=(0.5, 0.5, 0.5),
@@ -66,9 +70,11 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         DINOV3: Kind(
             file="DINOv3-7B/model.safetensors",
+            width=4096,
             mark="embeddings.register_tokens",
             block="layer.",
             mlp="mlp.gate_proj.weight",
+            mlp_layers=3,
             patches="embeddings.patch_embeddings.weight",
             head_width=128,
             mean=(0.485, 0.456, 0.406),
@@ -100,6 +106,11 @@ class PooledConfig:
     @property
     def tokens(self) -> int:
         return (self.side // self.patch) ** 2 + (1 + self.registers if self.kind == DINOV3 else 0)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the Linears of its blocks: nearly all that it has."""
+        return self.blocks * self.width * (4 * self.width + KINDS[self.kind].mlp_layers * self.mlp)
 
     def __str__(self) -> str:
         return f"{self.kind} (width {self.width}, {self.blocks} blocks)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
@@ -41,6 +42,10 @@ class HostPredictor(ABC):
     @abstractmethod
     def get_models(self) -> list[ModelPatcher]:
         """All models it may load. The host looks for this name: so it knows what the running prompt needs."""
+
+    def with_clip(self, clip: Any) -> HostPredictor:
+        """The same predictor with the user's CLIP at hand. Most look at pictures without one and ignore it."""
+        return self
 
     @abstractmethod
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> Predicted:
