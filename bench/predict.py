@@ -1,11 +1,11 @@
 """How long a prediction takes and how much memory it needs beside its weights, against what the machine could do.
 
-    python -m bench.predict --json [--full]
+    python -m bench.predict --json [--full] [--v1 GB]
 
 Sizes: the tiny world's shipped predictor, and with a GPU (or --full) a full-size one with random weights: SigLIP2
 so400m-patch16-384, hidden 2048, every Linear of the blocks of FLUX.2 klein 4B, rank 16. The roofline is the larger
 of the multiplications over the machine's measured matrix speed and the weights over its measured bandwidth, both
-measured in this run.
+measured in this run. With --v1, decoding with the predictors of version 1 instead, against DiffSynth-Studio's code.
 """
 
 from __future__ import annotations
@@ -38,9 +38,20 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="the full size on a machine without GPU too (needs 20 GB)"
     )
+    parser.add_argument(
+        "--v1",
+        type=float,
+        metavar="GB",
+        help="version 1, with weights up to this size (needs 8, or 4 without fp32)",
+    )
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
+    if options.v1:
+        from bench import _v1
+
+        print(json.dumps({"device": _machine(device), "v1": _v1.measure(device, options.v1 * 1e9)}))
+        return
     result: dict = {"device": _machine(device), "tiny": _measure(*_tiny(device))}
     result["full"] = _measure(*_full(device)) if gpu or options.full else None
     print(json.dumps(result))
