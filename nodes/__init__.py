@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
+from .blocks import LoRABlocks
 from .demo import LoadI2LDemo
 from .folder import ImagesFromFolder
 from .guide import AsymmetricCFG, AsymmetricGuider
@@ -25,6 +26,7 @@ NODES = (
     AsymmetricGuider,
     SavePredictedLoRA,
     LoadLoRAFile,
+    LoRABlocks,
     LoadI2LDemo,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_v1 import PUBLISHED, random_predictor, save, tiny_qwen, tiny_z_image
+from tiny_v1 import PUBLISHED, TINY_MODELS, random_predictor, save, tiny_qwen, tiny_z_image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,8 +34,7 @@ CONFIGS: dict[str, Callable[[], V1Config]] = {
 
 @pytest.fixture(autouse=True)
 def _tiny_models_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = [make().base_model for make in (tiny_z_image, tiny_qwen)]
-    monkeypatch.setattr(v1_kinds, "MODELS", (*MODELS, *tiny))
+    monkeypatch.setattr(v1_kinds, "MODELS", (*MODELS, *TINY_MODELS))
 
 
 @pytest.fixture(params=CONFIGS)
@@ -394,6 +394,20 @@ def test_a_truncated_file_is_refused(tmp_path: Path, part: float):
         I2LError, match=r"^short\.safetensors: expected a predictor file, but it is truncated"
     ):
         load_v1(path)
+
+
+def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path):
+    with (tmp_path / "large.safetensors").open("wb") as file:  # sparse: it takes no room
+        header = b'{"x":{"dtype":"F32","shape":[%d],"data_offsets":[0,%d]}}' % (1 << 40, 1 << 42)
+        file.write(struct.pack("<Q", len(header)) + header)
+        try:
+            file.truncate(8 + len(header) + (1 << 42))
+        except OSError as error:
+            pytest.skip(f"no file of four terabytes here: {error}")
+    with pytest.raises(
+        I2LError, match=r"^large\.safetensors: it has 4398.0 GB, more than this computer's memory"
+    ):
+        load_v1(tmp_path / "large.safetensors")
 
 
 def test_another_file_is_no_predictor_of_version_1(tmp_path: Path):

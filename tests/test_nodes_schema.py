@@ -21,6 +21,7 @@ IDS = (
     "AsymmetricGuider",
     "SavePredictedLoRA",
     "LoadLoRAFile",
+    "LoRABlocks",
     "LoadI2LDemo",
 )
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))

@@ -25,6 +25,8 @@ from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 CODE = 5
+FEW_Z_IMAGE = z_image(layers=2, dim=3840, mlp=10240)
+FEW_QWEN = qwen(layers=2, hidden=3072)
 SEEDS_AND_PICTURES = [(1, 1), (2, 2), (3, 5)]
 
 
@@ -90,14 +92,12 @@ def diffsynth_tiny_qwen(model: BaseModel) -> Any:
 def case(name: str) -> tuple[Any, V1Config]:
     """The reference's network with random weights, and the configuration that ours must find in its file."""
     if name == "Z-Image-i2L":
-        model = z_image(layers=2, dim=3840, mlp=10240)
-        return diffsynth_z_image(model), V1Config(Z_IMAGE, model, 5632, CODE)
-    model = qwen(layers=2, hidden=3072)
+        return diffsynth_z_image(FEW_Z_IMAGE), V1Config(Z_IMAGE, FEW_Z_IMAGE, 5632, CODE)
     if name == "Style":
-        return diffsynth_qwen(2, use_residual=False), V1Config(QWEN, model, 5632, CODE)
+        return diffsynth_qwen(2, use_residual=False), V1Config(QWEN, FEW_QWEN, 5632, CODE)
     length, mid = (71, 6) if name == "Coarse" else (1376, 2)
     network = diffsynth_qwen(2, residual_length=length, residual_mid_dim=mid)
-    return network, V1Config(QWEN, model, 5632, CODE, residual=Residual(length, 3584, mid))
+    return network, V1Config(QWEN, FEW_QWEN, 5632, CODE, residual=Residual(length, 3584, mid))
 
 
 NAMES = ["Z-Image-i2L", "Style", "Coarse", "Fine"]
@@ -105,8 +105,7 @@ NAMES = ["Z-Image-i2L", "Style", "Coarse", "Fine"]
 
 @pytest.fixture(autouse=True)
 def _models_of_few_blocks_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = (z_image(layers=2, dim=3840, mlp=10240), qwen(layers=2, hidden=3072))
-    monkeypatch.setattr(v1_kinds, "MODELS", (*few, *MODELS))
+    monkeypatch.setattr(v1_kinds, "MODELS", (*MODELS, FEW_Z_IMAGE, FEW_QWEN))
 
 
 def theirs(network: Any, x: Tensor, states: Tensor | None) -> dict[str, Tensor]:

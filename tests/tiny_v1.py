@@ -50,12 +50,16 @@ def qwen(layers: int, hidden: int) -> BaseModel:
     return BaseModel("other-qwen", "another Qwen-Image", QWEN_IMAGE, {"hidden": hidden, "layers": layers}, {})
 
 
+# base models that only tests know, for v1_kinds.MODELS
+TINY_MODELS = (z_image(layers=3, dim=12, mlp=20), qwen(layers=2, hidden=8))
+
+
 def tiny_z_image() -> V1Config:
-    return V1Config(Z_IMAGE, z_image(layers=3, dim=12, mlp=20), token_dim=10, code=3)
+    return V1Config(Z_IMAGE, TINY_MODELS[0], token_dim=10, code=3)
 
 
 def tiny_qwen(residual: Residual | None = None) -> V1Config:
-    return V1Config(QWEN, qwen(layers=2, hidden=8), token_dim=10, code=3, residual=residual)
+    return V1Config(QWEN, TINY_MODELS[1], token_dim=10, code=3, residual=residual)
 
 
 def random_predictor(config: V1Config, dtype: torch.dtype = torch.float32) -> V1Predictor:

@@ -100,6 +100,12 @@ class EncoderConfig:
         """side of a patch in pixels"""
         return self.config["patch_size"]
 
+    @property
+    def full_size(self) -> tuple[int, int]:
+        """(height, width) of a square picture that it sees without resizing, or nearly: that of the gray picture"""
+        side = self.image_size or math.isqrt(self.max_patches or 0) * self.patch
+        return side, side
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

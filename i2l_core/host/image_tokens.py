@@ -69,13 +69,17 @@ class ImageTokens:
         """Whether layer `name` sees no image token."""
         return any(part in name for part in self.text_only)
 
+    def shared(self, mask: Tensor) -> Tensor:
+        """(N, 1): the weight of what the whole picture shares. Why the mean: docs/fusion.md."""
+        return mask.mean(dim=(1, 2))[:, None]
+
     def weigh(self, mask: Tensor, name: str, tokens: int | None) -> Tensor:
         """The weight of each token of layer `name`, (N, tokens or 1), for a mask (N, H, W) on the picture.
 
         An image token gets the mean of the mask over its patch. What the whole picture shares (text tokens,
         and modulation, which has no tokens) gets the mean of the whole mask, so a mask of ones changes nothing.
         """
-        share = mask.mean(dim=(1, 2))[:, None]
+        share = self.shared(mask)
         if tokens is None:
             return share
         weights = share.repeat(1, tokens)

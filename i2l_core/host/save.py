@@ -16,8 +16,9 @@ from ..lora import LoRA
 from ..lora_file import safe_join, save
 from ..lora_names import Style
 from ..thumbnail import thumbnail
+from ..whole_weights import fused
 from .folders import loras_folder
-from .lora_model import fused, lora_of
+from .lora_model import lora_of
 
 AS_IT_IS = "as it is"
 PRECISIONS: Mapping[str, torch.dtype | None] = {

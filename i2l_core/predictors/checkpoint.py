@@ -129,26 +129,41 @@ def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredic
     path = Path(path)
     with opened(path) as file:
         header = _header(file)
-        about = header.metadata
-        family = family_named(about["family"])
-        config = family.config.from_json(about["predictor"])
-        encoder_config = EncoderConfig.from_json(about["encoder"])
-        meta = {"base_model": about["base_model"], "about": about.get("about", {})}
-        _check_parts(meta, config, encoder_config)
-
-        # the network as described, without memory, must be what the header lists, before any tensor is read
-        predictor = family.predictor(config, device="meta")
-        encoder = VisionEncoder(encoder_config, device="meta")
-        _check_tensors(header, _tensors(predictor, encoder))
+        predictor, encoder, meta = _networks(header)
         if ops is not nn:
-            predictor = family.predictor(config, device="meta", ops=ops)
+            predictor = type(predictor)(predictor.config, device="meta", ops=ops)
 
         tensors = {name: file.get_tensor(name) for name in header.shapes}
         for name, tensor in tensors.items():
             check_finite(name, tensor)
         predictor.load_state_dict(_part(tensors, "predictor."), strict=True, assign=True)
         encoder.model.load_state_dict(_part(tensors, "encoder."), strict=True, assign=True)
+    config = predictor.config
     return LoadedPredictor(config, predictor.eval(), encoder.eval().requires_grad_(False), meta, path.stem)
+
+
+def check_header(path: str | Path) -> tuple[QueryConfig, EncoderConfig, dict[str, Any]]:
+    """What a predictor file describes, and meta as in LoadedPredictor. No tensor is read.
+
+    Raises I2LError as `load_predictor` does, except for values.
+    """
+    with opened(Path(path)) as file:
+        predictor, encoder, meta = _networks(_header(file))
+    return predictor.config, encoder.config, meta
+
+
+def _networks(header: PredictorHeader) -> tuple[QueryPredictor, VisionEncoder, dict[str, Any]]:
+    """Both networks as the header describes them, without memory: of exactly the tensors that it lists."""
+    about = header.metadata
+    family = family_named(about["family"])
+    config = family.config.from_json(about["predictor"])
+    encoder_config = EncoderConfig.from_json(about["encoder"])
+    meta = {"base_model": about["base_model"], "about": about.get("about", {})}
+    _check_parts(meta, config, encoder_config)
+    predictor = family.predictor(config, device="meta")
+    encoder = VisionEncoder(encoder_config, device="meta")
+    _check_tensors(header, _tensors(predictor, encoder))
+    return predictor, encoder, meta
 
 
 def _header(file: Any) -> PredictorHeader:

@@ -26,12 +26,22 @@ def opened(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
     """
     try:
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with _mapped(path) as file:
                 yield file
         except (SafetensorError, OSError) as error:
             raise I2LError(f"expected {expected}, but {describe_bytes(path, error)}") from error
     except I2LError as error:
         raise I2LError(f"{path.name}: {error}") from error
+
+
+def _mapped(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except RuntimeError as error:  # PyTorch's; damaged files raise SafetensorError
+        size = f"{path.stat().st_size / 1e9:.1f} GB"
+        raise I2LError(
+            f"it has {size}, more than this computer's memory can map; add swap or memory"
+        ) from error
 
 
 def shapes_and_dtypes(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +138,12 @@ class V1Predictor(nn.Module):
         return torch.cat(codes)
 
 
+def peek_v1(path: str | Path) -> tuple[V1Config, torch.dtype]:
+    """What a file of version 1 is, from its header alone. Raises I2LError as `load_v1` does, except for values."""
+    with opened(Path(path)) as file:
+        return _header(file)
+
+
 def load_v1(path: str | Path) -> LoadedV1:
     """Read a predictor of version 1: on the CPU, in the dtype of the file.
 
@@ -146,15 +153,18 @@ def load_v1(path: str | Path) -> LoadedV1:
     """
     path = Path(path)
     with opened(path) as file:
-        shapes, dtypes = shapes_and_dtypes(file)
-        config = recognise(shapes)
-        dtype = check_dtypes(dtypes.values(), "its tensors")
+        config, dtype = _header(file)
         predictor = V1Predictor(config, dtype=dtype)
         for name, place in predictor.tensors().items():
             tensor = file.get_tensor(name)
             check_finite(name, tensor)
             place.copy_(tensor)
     return LoadedV1(config, predictor.eval(), path.stem)
+
+
+def _header(file: Any) -> tuple[V1Config, torch.dtype]:
+    shapes, dtypes = shapes_and_dtypes(file)
+    return recognise(shapes), check_dtypes(dtypes.values(), "its tensors")
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> tuple[list[int], list[float]]:

@@ -157,7 +157,7 @@ class V1Config:
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The adapted layers, in the order of the file."""
-        known = self.kind.layout.by_name(self.base_model.weights())
+        known = {slot.name: slot for slot in self.kind.layout.slots(self.base_model.weights())}
         return tuple(known[name] for block in self.blocks for name in block.layers)
 
     @cached_property
@@ -235,7 +235,7 @@ def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
 
 
 def _blocks(kind: Kind, base_model: BaseModel) -> Iterator[Block]:
-    known = kind.layout.by_name(base_model.weights())
+    known = {slot.name for slot in kind.layout.slots(base_model.weights())}
     for module, stack in kind.parts:
         count = 0
         while f"{stack}.{count}.{kind.groups[0][0]}" in known:
