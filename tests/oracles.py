@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from i2l.i2l_core.layouts import LAYOUTS, Layout, Slot
 from i2l.i2l_core.lora import LoRA, LowRank
+from i2l.i2l_core.lora_file import from_state_dict
+from i2l.i2l_core.lora_names import find, keys_of
 
 LIMIT = 3e-5  # for errors in fp32, where leaving out any layer that has a say changes 9e-3 of a LoRA's effect or more
 
@@ -71,7 +73,7 @@ class Answers:
     def known(self) -> dict[str, LowRank]:
         """The LoRA without layers that the host does not have."""
         layout, _ = layout_of(self.pair.patcher)
-        return {name: layer for name, layer in self.layers.items() if not layout.lacks(name)}
+        return {name: layer for name, layer in self.layers.items() if not is_absent(layout, name)}
 
     def places(self) -> set[str]:
         """The names of all layers that our tables find in the host's network."""
@@ -137,7 +139,10 @@ def take_weights(patcher, theirs: nn.Module, renames: Mapping[str, str]) -> None
     layout, weights = layout_of(patcher)
     left = dict(theirs.state_dict())
     found: dict[str, Tensor] = {}
-    for weight, slots in layout.by_weight(weights).items():
+    by_weight: dict[str, list[Slot]] = {}
+    for slot in sorted(layout.slots(weights), key=lambda slot: slot.target):
+        by_weight.setdefault(slot.target.weight, []).append(slot)
+    for weight, slots in by_weight.items():
         for kind in ("weight", "bias"):
             names = [(slot, f"{slot.name}.{kind}") for slot in slots]
             parts = [_host_order(slot, left.pop(name)) for slot, name in names if name in left]
@@ -170,10 +175,19 @@ def random_layers(sizes: Mapping[str, tuple[int, int]], rank: int = 4, seed: int
 
 
 def ours(patcher, layers: Mapping[str, LowRank]) -> LoRA:
-    """The same LoRA at the host's weights, by our tables."""
-    layout, weights = layout_of(patcher)
-    names = layout.by_name(weights)
-    return LoRA({names[name].target: names[name].place(layer) for name, layer in layers.items()})
+    """The same LoRA at the host's weights, as it is read under their names."""
+    layout, _ = layout_of(patcher)
+    tensors = {}
+    for name, layer in layers.items():
+        down, up, _ = keys_of("DiffSynth", name)
+        tensors |= {down: layer.down, up: layer.up}
+    return from_state_dict(tensors, layout=layout)
+
+
+def is_absent(layout: Layout, name: str) -> bool:
+    """Whether only the reference has a layer of this name, not the host."""
+    place = find(layout, name)
+    return place is not None and place.absent
 
 
 def output(patcher, pair: Pair) -> Tensor:

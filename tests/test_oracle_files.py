@@ -9,16 +9,26 @@ import pytest
 import test_oracle_diffsynth
 import test_oracle_diffusers
 import torch
-from oracles import LIMIT, Pair, layout_of, linears, merged_output, ours, output, random_layers, randomise, take_weights
+from oracles import (
+    LIMIT,
+    Pair,
+    is_absent,
+    layout_of,
+    linears,
+    merged_output,
+    ours,
+    output,
+    random_layers,
+    randomise,
+    take_weights,
+)
 from safetensors.torch import load_file
 
-from i2l.i2l_core.layouts import Layout
-from i2l.i2l_core.lora import LoRA, LowRank
+from i2l.i2l_core.lora import LoRA, LowRank, fuse_rows
 from i2l.i2l_core.lora_file import load, save
-from i2l.i2l_core.lora_names import find
 from i2l.i2l_core.whole_weights import fused
 
-pytestmark = pytest.mark.slow
+pytestmark = test_oracle_diffsynth.pytestmark
 
 DIFFUSERS = ["Z-Image", "FLUX.2 klein", "Qwen-Image"]
 DIFFSYNTH = ["Z-Image", "FLUX.2", "HiDream-O1"]
@@ -29,7 +39,7 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
     randomise(pair.theirs)
     take_weights(pair.patcher, pair.theirs, pair.renames)
     layout, _ = layout_of(pair.patcher)
-    sizes = {name: size for name, size in linears(pair.theirs).items() if not absent(layout, name)}
+    sizes = {name: size for name, size in linears(pair.theirs).items() if not is_absent(layout, name)}
     layers: dict[str, LowRank] = {}
     for rank in (1, 2, 3):
         part = dict(list(sizes.items())[rank - 1 :: 3])
@@ -37,16 +47,9 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
     return pair, ours(pair.patcher, layers)
 
 
-def absent(layout: Layout, name: str) -> bool:
-    place = find(layout, name)
-    return place is not None and place.absent
-
-
 def written(pair: Pair, lora: LoRA, style: Any, folder: Path) -> Path:
-    layout, weights = layout_of(pair.patcher)
+    _, weights = layout_of(pair.patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
-    from i2l.i2l_core.lora import fuse_rows
-
     return save(fuse_rows(lora, widths), folder / "style.safetensors", style=style)
 
 
