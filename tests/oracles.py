@@ -35,6 +35,23 @@ FLUX2_NORMS = {
     r"norm_q": "norm.query_norm",
     r"norm_k": "norm.key_norm",
 }
+FLUX2_FULL_SIZES: dict[str, dict[str, Any]] = {  # base model -> arguments of both libraries' classes
+    "flux2-klein-4b": {
+        "num_layers": 5,
+        "num_single_layers": 20,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 7680,
+        "guidance_embeds": False,
+    },
+    "flux2-klein-9b": {
+        "num_layers": 8,
+        "num_single_layers": 24,
+        "num_attention_heads": 32,
+        "joint_attention_dim": 12288,
+        "guidance_embeds": False,
+    },
+    "flux2-dev": {},
+}
 
 
 @dataclass(frozen=True)
@@ -88,11 +105,8 @@ class Answers:
     def error(self, way: str) -> float:
         """How far the host's output with the LoRA is from theirs, as a share of what the LoRA changes."""
         patcher, lora = self.pair.patcher, ours(self.pair.patcher, self.known())
-        actual = (
-            live_output(patcher, lora, self.pair)
-            if way == "live"
-            else merged_output(patcher, lora, self.pair)
-        )
+        ways = {"merged": merged_output, "live": live_output}
+        actual = ways[way](patcher, lora, self.pair)
         return _norm(actual - self.adapted) / _norm(self.plain - self.adapted)
 
 

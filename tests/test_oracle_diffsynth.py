@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracles import (
+    FLUX2_FULL_SIZES,
     FLUX2_NORMS,
     LIMIT,
     Z_IMAGE_NORMS,
@@ -27,9 +28,8 @@ from i2l.i2l_core.lora import LowRank
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.filterwarnings(
-        "ignore:.rope_scaling. is deprecated"
-    ),  # transformers', of diffsynth's configs
+    # transformers says so of diffsynth's configs
+    pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated"),
 ]
 
 SIGMA = torch.tensor([0.7])
@@ -171,37 +171,29 @@ def test_a_lora_on_every_linear_does_the_same(answers, way):
     assert answers.error(way) <= LIMIT
 
 
-FULL_SIZE = [  # module, class, config, id of the base model, Linears in all
-    ("z_image_dit", "ZImageDiT", {"siglip_feat_dim": 1152}, "z-image", 291),
-    (
-        "flux2_dit",
-        "Flux2DiT",
-        dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680)
-        | {"guidance_embeds": False},
-        "flux2-klein-4b",
-        109,
-    ),
-    (
-        "flux2_dit",
-        "Flux2DiT",
-        dict(num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=12288)
-        | {"guidance_embeds": False},
-        "flux2-klein-9b",
-        153,
-    ),
-    ("flux2_dit", "Flux2DiT", {}, "flux2-dev", 203),
-    ("hidream_o1_image_dit", "HiDreamO1ImageModel", {}, "hidream-o1", 374),
-    ("qwen_image_dit", "QwenImageDiT", {}, "qwen-image", 846),
+FULL_SIZE = [  # module, class, its arguments, base model
+    ("z_image_dit", "ZImageDiT", {"siglip_feat_dim": 1152}, "z-image"),
+    *(("flux2_dit", "Flux2DiT", sizes, id) for id, sizes in FLUX2_FULL_SIZES.items()),
+    ("hidream_o1_image_dit", "HiDreamO1ImageModel", {}, "hidream-o1"),
+    ("qwen_image_dit", "QwenImageDiT", {}, "qwen-image"),
 ]
+COUNTS = {  # Linears in all
+    "z-image": 291,
+    "flux2-klein-4b": 109,
+    "flux2-klein-9b": 153,
+    "flux2-dev": 203,
+    "hidream-o1": 374,
+    "qwen-image": 846,
+}
 
 
-@pytest.mark.parametrize(("module", "cls", "config", "id", "count"), FULL_SIZE, ids=lambda value: str(value))
-def test_every_linear_is_known_by_name_and_size(module, cls, config, id, count):
+@pytest.mark.parametrize(("module", "cls", "sizes", "id"), FULL_SIZE)
+def test_every_linear_is_known_by_name_and_size(module, cls, sizes, id):
     with torch.device("meta"):
-        theirs = linears(getattr(importlib.import_module(f"diffsynth.models.{module}"), cls)(**config))
+        theirs = linears(getattr(importlib.import_module(f"diffsynth.models.{module}"), cls)(**sizes))
     base = find_model(id)
     assert base is not None
-    assert len(theirs) == count
+    assert len(theirs) == COUNTS[id]
     slots = base.layout.slots(base.weights())
     expected = {name: size for name, size in theirs.items() if not is_absent(base.layout, name)}
     assert {slot.name: (slot.d_out, slot.d_in) for slot in slots} == expected

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import FLUX2_NORMS, LIMIT, Z_IMAGE_NORMS, Z_IMAGE_SIZES, Answers, Pair, flux2_ids, linears
+from oracles import (
+    FLUX2_FULL_SIZES,
+    FLUX2_NORMS,
+    LIMIT,
+    Z_IMAGE_NORMS,
+    Z_IMAGE_SIZES,
+    Answers,
+    Pair,
+    flux2_ids,
+    linears,
+)
 from tiny_models import build
 from torch import Tensor
 
@@ -144,31 +154,19 @@ def test_a_lora_on_every_linear_does_the_same(answers, way):
     assert answers.error(way) <= LIMIT
 
 
-FULL_SIZE = {  # class: id of the base model -> its config where that is not the default
-    "ZImageTransformer2DModel": {"z-image": {"siglip_feat_dim": 1152}},
-    "Flux2Transformer2DModel": {
-        "flux2-klein-4b": {
-            "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
-            "guidance_embeds": False,
-        },
-        "flux2-klein-9b": {
-            "num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288,
-            "guidance_embeds": False,
-        },
-        "flux2-dev": {},
-    },
-    "QwenImageTransformer2DModel": {"qwen-image": {}},
-}  # fmt: skip
+FULL_SIZE = [  # class, its arguments, base model
+    ("ZImageTransformer2DModel", {"siglip_feat_dim": 1152}, "z-image"),
+    *(("Flux2Transformer2DModel", sizes, id) for id, sizes in FLUX2_FULL_SIZES.items()),
+    ("QwenImageTransformer2DModel", {}, "qwen-image"),
+]
 
 
-@pytest.mark.parametrize(
-    ("cls", "id", "config"), [(cls, id, config) for cls, of in FULL_SIZE.items() for id, config in of.items()]
-)
-def test_every_linear_is_known_by_name_and_size(cls, id, config):
+@pytest.mark.parametrize(("cls", "sizes", "id"), FULL_SIZE)
+def test_every_linear_is_known_by_name_and_size(cls, sizes, id):
     import diffusers
 
     with torch.device("meta"):
-        theirs = linears(getattr(diffusers, cls)(**config))
+        theirs = linears(getattr(diffusers, cls)(**sizes))
     base = find_model(id)
     assert base is not None
     slots = base.layout.slots(base.weights())
