@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from ..lora_file import safe_join, save
+from ..whole_weights import fused
 from .folders import loras_folder
-from .lora_model import fused, lora_of
+from .lora_model import lora_of
 
 
 def save_lora_model(value: Any, filename: str, notes: str = "") -> str:
