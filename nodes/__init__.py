@@ -5,9 +5,11 @@ from __future__ import annotations
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
 from .demo import LoadI2LDemo
+from .fuse import FuseLoRAs
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
 from .predict import ImagesToLoRA
+from .preview import LoRAPreview
 from .save import SavePredictedLoRA
 
 __all__ = ["NODES", "on_load"]
@@ -18,6 +20,8 @@ NODES = (
     ApplyPredictedLoRA,
     AsymmetricCFG,
     AsymmetricGuider,
+    FuseLoRAs,
+    LoRAPreview,
     SavePredictedLoRA,
     LoadI2LDemo,
 )
