@@ -88,7 +88,7 @@ def limited(lora: LoRA, where: Where) -> LoRA:
 def _depths(lora: LoRA) -> dict[str, float]:
     """Weight -> 0..1 for weights in blocks, in the order in which a picture passes through them."""
     places = {target.weight: place_of(target.weight) for target in lora.layers}
-    found = {weight: place.order[::2] for weight, place in places.items() if place.blocks}
+    found = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
     lengths: dict[int, int] = {}  # by the rank of a run of blocks
     for rank, index in found.values():
         lengths[rank] = max(lengths.get(rank, 0), index + 1)

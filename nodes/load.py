@@ -9,6 +9,8 @@ from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
 from ..i2l_core.host.open import open_predictor
 from .sockets import CATEGORY, Predictor
 
+AUTO = "auto"
+ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # to what open_predictor calls float8
 NO_FILES = "put a predictor into models/i2l"
 
 
@@ -37,6 +39,16 @@ class LoadI2LPredictor(io.ComfyNode):
                     tooltip="Only for Diffusion Templates, which bring a program. Switched on, it may run: it can "
                     "do anything that ComfyUI can. The server must permit it too: see the help of this node.",
                 ),
+                io.Combo.Input(
+                    "encoder_weights",
+                    options=list(ENCODER_WEIGHTS),
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for predictors of version 1: how the largest image encoder, DINOv3, is kept. 16 "
+                    "bit takes 13.4 GB; 8 bit takes half of it, and the LoRA is a little different. auto: 8 bit on "
+                    "cards of less than 16 GB.",
+                ),
             ],
             outputs=[
                 Predictor.Output(
@@ -55,10 +67,15 @@ class LoadI2LPredictor(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, predictor_name: str, allow_code: bool = False) -> str:
+    def fingerprint_inputs(
+        cls, predictor_name: str, allow_code: bool = False, encoder_weights: str = AUTO
+    ) -> str:
         return fingerprint(predictor_path(predictor_name))
 
     @classmethod
-    def execute(cls, predictor_name: str, allow_code: bool = False) -> io.NodeOutput:
-        predictor = open_predictor(predictor_path(predictor_name), allow_code)
+    def execute(
+        cls, predictor_name: str, allow_code: bool = False, encoder_weights: str = AUTO
+    ) -> io.NodeOutput:
+        float8 = ENCODER_WEIGHTS[encoder_weights]
+        predictor = open_predictor(predictor_path(predictor_name), allow_code, float8)
         return io.NodeOutput(predictor, ui=ui.PreviewText(predictor.describe()))

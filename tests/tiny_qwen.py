@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-SIZES: dict[str, int] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 1,
     "num_key_value_heads": 1,
 }
-VISION: dict[str, int] = {"hidden_size": 64, "intermediate_size": 48, "num_heads": 2}
+VISION: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 48, "num_heads": 2}
 VISION_LAYERS = 2
 WIDTH = SIZES["hidden_size"]
 
@@ -24,7 +24,7 @@ def tiny_clip() -> Any:
     from comfy import sd1_clip
     from comfy.text_encoders import llama, qwen_image, qwen_vl
 
-    class Network(llama.Qwen25_7BVLI):
+    class _Network(llama.Qwen25_7BVLI):
         """Its own sizes, the rest is the host's."""
 
         def __init__(self, config_dict: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
@@ -38,7 +38,9 @@ def tiny_clip() -> Any:
             )
             self.dtype = dtype
 
-    class Model(sd1_clip.SDClipModel):
+    network: Any = _Network
+
+    class _Model(sd1_clip.SDClipModel):
         def __init__(
             self, device: Any = "cpu", dtype: Any = None, model_options: Any = None, **_: Any
         ) -> None:
@@ -48,11 +50,13 @@ def tiny_clip() -> Any:
                 textmodel_json_config={},
                 special_tokens={"pad": 151643},
                 layer_norm_hidden_state=False,
-                model_class=Network,
+                model_class=network,
                 enable_attention_masks=True,
                 return_attention_masks=True,
                 model_options=model_options or {},
             )
+
+    model: Any = _Model
 
     class TextEncoder(qwen_image.QwenImageTEModel):
         def __init__(self, device: Any = "cpu", dtype: Any = None, model_options: Any = None) -> None:
@@ -61,7 +65,7 @@ def tiny_clip() -> Any:
                 device=device,
                 dtype=dtype,
                 name="qwen25_7b",
-                clip_model=Model,
+                clip_model=model,
                 model_options=model_options or {},
             )
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import folder_paths
 
-from ..encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, PooledConfig, peek_pooled
+from ..encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, peek_pooled
 from ..errors import I2LError
 from ..new_file import SUFFIX
+from ..predictors.published import Published
 from .folders import PREDICTORS, fingerprint, register_predictors
 
 CLIP_VISION = "clip_vision"
@@ -50,13 +51,13 @@ class EncoderPair:
         return self.files
 
     def _advice(self) -> list[str]:
-        folder = Path(folder_paths.get_folder_paths(CLIP_VISION)[0])
-        return [
-            f"{kind}: put {KINDS[kind].file} of {MODEL_ID} (ModelScope, Hugging Face) into "
-            f"{(folder / KINDS[kind].file).parent}"
-            for kind in (SIGLIP2, DINOV3)
-            if kind not in self.files
-        ]
+        parts = []
+        for kind in (SIGLIP2, DINOV3):
+            if kind not in self.files:
+                file = KINDS[kind].file
+                place = f"{CLIP_VISION}/{Path(file).parent}"
+                parts.append(f"{kind}: get {Published('General-Image-Encoders', '', (file,), place)}")
+        return parts
 
 
 def find_encoders(width: int) -> EncoderPair:

@@ -44,7 +44,7 @@ class HostPredictor(ABC):
         """All models it may load. The host looks for this name: so it knows what the running prompt needs."""
 
     def with_clip(self, clip: Any) -> HostPredictor:
-        """The same predictor with the user's CLIP at hand. Most look at pictures without one and ignore it."""
+        """The same predictor with the user's CLIP, or None, at hand. Most look at pictures without one."""
         return self
 
     @abstractmethod
