@@ -3,6 +3,7 @@ those of i2L version 1 (pooled)."""
 
 from .pooled import DINOV3 as DINOV3
 from .pooled import KINDS as KINDS
+from .pooled import MODEL_ID as MODEL_ID
 from .pooled import SIGLIP2 as SIGLIP2
 from .pooled import PooledConfig as PooledConfig
 from .pooled import PooledEncoder as PooledEncoder

@@ -29,6 +29,7 @@ from .casting import FLOAT8, follow, in_float8, linear_weights, replace_layers
 from .cover import cover
 from .tokens import build_siglip
 
+MODEL_ID = "DiffSynth-Studio/General-Image-Encoders"
 SEEN = 1024  # side of the square that both encoders see the picture through, in pixels
 
 SIGLIP2 = "SigLIP2"
@@ -39,7 +40,7 @@ DINOV3 = "DINOv3"
 class Kind:
     """What all sizes of an encoder share."""
 
-    file: str  # in DiffSynth-Studio's repository General-Image-Encoders
+    file: str  # in the repository MODEL_ID
     width: int  # of the embedding that file gives
     mark: str  # a tensor that only this kind has
     block: str  # how the names of its blocks start

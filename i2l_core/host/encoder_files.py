@@ -12,7 +12,7 @@ import folder_paths
 from ..encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, peek_pooled
 from ..errors import I2LError
 from ..new_file import SUFFIX
-from ..predictors.published import Published
+from ..predictors.published import published_encoder
 from .folders import PREDICTORS, fingerprint, register_predictors
 
 CLIP_VISION = "clip_vision"
@@ -51,13 +51,8 @@ class EncoderPair:
         return self.files
 
     def _advice(self) -> list[str]:
-        parts = []
-        for kind in (SIGLIP2, DINOV3):
-            if kind not in self.files:
-                file = KINDS[kind].file
-                place = f"{CLIP_VISION}/{Path(file).parent}"
-                parts.append(f"{kind}: get {Published('General-Image-Encoders', '', (file,), place)}")
-        return parts
+        missing = [kind for kind in (SIGLIP2, DINOV3) if kind not in self.files]
+        return [f"{kind}: get {published_encoder(KINDS[kind].file)}" for kind in missing]
 
 
 def find_encoders(width: int) -> EncoderPair:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..predictors.strict import opened
-from ..predictors.v1_kinds import kind_of
+from ..predictors.family import family_of
 from .embeddings import Embeddings
 from .predictor import HostPredictor
 from .query_predictor import load_query_predictor
@@ -21,8 +20,7 @@ def open_predictor(path: Path, allow_code: bool = False, float8: bool | None = N
     `allow_code`: whether the user lets the program of a Diffusion Template run; no file needs that.
     `float8`: keep large image encoders in 8 bits; None: where the card is too small for them in 16.
     """
-    if path.is_dir():
+    family = family_of(path)
+    if family == "template":
         return load_template_predictor(path, allow_code)
-    with opened(path) as file:
-        is_v1 = kind_of(file.keys()) is not None
-    return load_v1_predictor(path, EMBEDDINGS, float8) if is_v1 else load_query_predictor(path)
+    return load_v1_predictor(path, EMBEDDINGS, float8) if family == "v1" else load_query_predictor(path)

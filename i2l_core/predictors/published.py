@@ -6,6 +6,9 @@ Nothing here is downloaded: people do that.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ..encoders import MODEL_ID
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ PUBLISHED = (
         tuple(f"Qwen-Image-i2L-{kind}.safetensors" for kind in ("Style", "Coarse", "Fine", "Bias")),
     ),
 )
+
+
+def published_encoder(file: str) -> Published:
+    """An image encoder of version 1, by its file in their repository."""
+    folder = f"clip_vision/{PurePosixPath(file).parent}"
+    return Published(PurePosixPath(MODEL_ID).name, base_model="", files=(file,), folder=folder)
 
 
 def published(name: str) -> Published | None:
