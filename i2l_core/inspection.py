@@ -19,6 +19,7 @@ from .lora_names import recognise_lora, split_key
 from .predictors import checkpoint, v1_kinds
 from .predictors.identify import describe_bytes, describe_tensors
 from .predictors.strict import check_shapes, shapes_and_dtypes
+from .predictors.template import PROGRAM, read_template, weight_path
 
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -77,7 +78,18 @@ def inspect_path(path: Path) -> Inspection:
 
 
 def _folder(path: Path) -> Found:
-    raise I2LError(f"{path}: it is a folder; inspect the files in it")
+    """A Diffusion Template: its program is read as text."""
+    template = read_template(path, [path])
+    advice = (
+        f"put the folder into models/i2l and load it with Load i2L Predictor; its program, {PROGRAM}, runs only where "
+        "that is allowed (docs/templates.md)"
+    )
+    try:
+        for name in template.weights or ():
+            weight_path(template, name)
+    except I2LError as error:
+        return f"a Diffusion Template that cannot be used: {error}", "get what is missing"
+    return f"a {template.describe()}", advice
 
 
 def _predictor(header: _Header) -> Found | None:
@@ -129,7 +141,8 @@ def _encoder(header: _Header) -> Found | None:
         check_shapes(header.shapes, PooledEncoder(config, device="meta").file_shapes(), f"of {config}")
     except I2LError as error:
         return f"an image encoder of i2L version 1 that cannot be used: {error}", "download it again"
-    return f"an image encoder of i2L version 1: {config}", "put it where predictors of version 1 look for it"
+    place = f"models/clip_vision/{Path(KINDS[config.kind].file).parent}"
+    return f"an image encoder of i2L version 1: {config}", f"put it into {place}"
 
 
 def _lora(header: _Header) -> Found | None:

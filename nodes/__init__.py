@@ -7,10 +7,12 @@ from .apply import ApplyPredictedLoRA
 from .blocks import LoRABlocks
 from .demo import LoadI2LDemo
 from .folder import ImagesFromFolder
+from .fuse import FuseLoRAs
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
 from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
+from .preview import LoRAPreview
 from .reference import StyleReference
 from .save import SavePredictedLoRA
 
@@ -24,6 +26,8 @@ NODES = (
     ApplyPredictedLoRA,
     AsymmetricCFG,
     AsymmetricGuider,
+    FuseLoRAs,
+    LoRAPreview,
     SavePredictedLoRA,
     LoadLoRAFile,
     LoRABlocks,

@@ -374,6 +374,26 @@ def test_other_files_get_a_verdict_too(tmp_path: Path, run: Run):
     assert "there is no such file" in run.refused(inspect, tmp_path / "none")
 
 
+def test_a_template_is_described_and_not_run(tmp_path: Path, run: Run):
+    folder = tmp_path / "Some-i2L-v2"
+    folder.mkdir()
+    assert "Some-i2L-v2 is a folder without model.py" in run.refused(inspect, folder)
+    program = f"open({str(tmp_path / 'executed')!r}, 'w')\nimport torch, no_such_package\n"
+    (folder / "model.py").write_text(
+        f"{program}class Net: ...\nTEMPLATE_MODEL = Net\nTEMPLATE_MODEL_PATH = 'w.safetensors'"
+    )
+    assert (
+        "that cannot be used: Some-i2L-v2: its weights w.safetensors are missing" in run(inspect, folder)[1]
+    )
+    save_file({"x": torch.zeros(500_000)}, folder / "w.safetensors")
+    out = run(inspect, folder)[1].splitlines()
+    assert out[1].startswith(
+        "  what   a Diffusion Template Net with its own encoder, 2 MB, not installed: no_such_package"
+    )
+    assert "model.py, runs only where that is allowed" in out[2]
+    assert not (tmp_path / "executed").exists()
+
+
 def test_what_a_hostile_file_says_cannot_reach_the_terminal(tmp_path: Path, run: Run):
     evil = "\x1b[2J\x1b]0;owned\x07\r\n\u202efdp\u0000"
     many = {f"{evil}{'x' * 5000}{i}y{j}": torch.zeros(1, i + 1) for i in range(60) for j in "ab"}

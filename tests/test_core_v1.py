@@ -252,6 +252,16 @@ def test_the_number_of_products_does_not_grow_with_the_layers(predictor: V1Predi
     assert products.count == 1 + len(widths) + (2 if states is not None else 0)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_matrix_has_memory_of_its_own(predictor: V1Predictor, count: int):
+    """Or a LoRA of a few layers would hold on to the whole product."""
+    x, states = pictures(predictor, count)
+    for layer in predictor(x, None, states).layers.values():
+        for matrix in (layer.down, layer.up):
+            assert matrix.is_contiguous()
+            assert matrix.untyped_storage().nbytes() == matrix.nbytes
+
+
 @pytest.mark.parametrize("weights", [(0, 0), (-1, 2), (math.nan, 1), (math.inf, 1), (1,), (1, 1, 1)])
 def test_weights_that_make_no_sense_are_refused(predictor: V1Predictor, weights: tuple[float, ...]):
     x, states = pictures(predictor, 2)

@@ -112,20 +112,20 @@ def conditioning(name: str, seed: int, length: int = 7) -> list[Any]:
     return [[torch.randn(1, length, width, generator=gen), {}]]
 
 
-def build(name: str, dtype=torch.float32):
+def build(name: str, dtype=torch.float32, **other_sizes: Any):
     """A tiny real MODEL with random weights, always the same ones."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
-    sizes = (CONFIGS | RELEASES)[name]
+    sizes = {**(CONFIGS | RELEASES)[name], **other_sizes}
     cls = {
         "lumina2": comfy.supported_models.ZImage,
         "flux2": comfy.supported_models.Flux2,
         "hidream_o1": comfy.supported_models.HiDreamO1,
         "qwen_image": comfy.supported_models.QwenImage,
     }[sizes["image_model"]]
-    config = cls(dict(sizes))
+    config = cls(sizes)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     gen = torch.Generator().manual_seed(1)

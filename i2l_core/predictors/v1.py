@@ -102,10 +102,15 @@ class V1Predictor(nn.Module):
         ups: dict[int, Tensor] = {}
         for head, rows in zip(config.heads, chain.from_iterable(decoded), strict=True):
             if head.matrix == "A":
-                downs[head.slot] = rows.reshape(count * config.rank, head.width)
-            else:  # (N, d_out, rank) -> (d_out, N rank)
-                ups[head.slot] = rows.view(count, head.width, config.rank).transpose(0, 1).flatten(1)
-        layers = {slot.target: slot.place(LowRank(downs[i], ups[i])) for i, slot in enumerate(config.slots)}
+                part, found = rows.view(count, config.rank, head.width), downs
+            else:  # (N, d_out, rank) -> (d_out, N, rank)
+                part, found = rows.view(count, head.width, config.rank).transpose(0, 1), ups
+            # memory of its own, or every layer would keep the whole product that it is a part of
+            found[head.slot] = part.clone(memory_format=torch.contiguous_format)
+        layers = {
+            slot.target: slot.place(LowRank(downs[i].flatten(0, 1), ups[i].flatten(1)))
+            for i, slot in enumerate(config.slots)
+        }
         return LoRA(layers, base_model=config.base_model.id)
 
     def tensors(self) -> dict[str, Tensor]:
