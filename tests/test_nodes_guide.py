@@ -200,3 +200,23 @@ def test_a_mask_for_other_pictures_is_refused_before_sampling(world, loras, cond
     styled = apply_node(world, loras[0], mode="live", mask=mask)[0]
     with pytest.raises(I2LError, match=words):
         ksampler(styled, conds)
+
+
+def test_a_style_region_paints_its_half(world, loras, conds):
+    from i2l.nodes.region import StyleRegion
+
+    mask = torch.zeros(1, 32, 32)
+    mask[..., :16] = 1
+    out = StyleRegion.execute(world.model, conds[0], loras[0], mask, 1.0, curve="fade out")
+    text: Any = out.ui
+    assert text.as_dict()["text"] == ("50% of the picture; 2 positive predictions per step",)
+    change = ksampler(out[0], (out[1], conds[1])) - ksampler(world.model, conds)
+    left, right = change[..., :8].abs().mean(), change[..., 8:].abs().mean()
+    assert left > 3 * right > 0  # in the second step the right half sees the left one
+
+
+def test_a_style_region_refuses_a_curve_that_is_none(world, loras, conds):
+    from i2l.nodes.region import StyleRegion
+
+    with pytest.raises(I2LError, match="curve"):
+        StyleRegion.execute(world.model, conds[0], loras[0], torch.ones(1, 8, 8), 1.0, curve="up")

@@ -21,6 +21,7 @@ IDS = (
     "ApplyPredictedLoRA",
     "AsymmetricCFG",
     "AsymmetricGuider",
+    "StyleRegion",
     "FuseLoRAs",
     "LoRAPreview",
     "SavePredictedLoRA",
