@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.style import predict
+from bench._world import predict
 from i2l_core.demo import files
 from i2l_core.demo.backbone import Backbone, LayerPair
 from i2l_core.demo.content import Content

@@ -32,7 +32,7 @@ from i2l_core.lora import LoRA, LowRank, Target
 from i2l_core.predictors.checkpoint import load_predictor
 from tools.host import import_host
 
-from .style import Bench, Case, LoRAs, _save_sheet, predict
+from ._world import Bench, Case, LoRAs, predict, save_sheet
 
 _WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0)
 _WAY = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -62,7 +62,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result["regions"] = regions(mix, options.regions, Path(folder))
         if options.sheet is not None:
-            _save_sheet(options.sheet, mix.bench.references, mix.painted)
+            save_sheet(options.sheet, mix.bench.references, mix.painted)
     print(json.dumps({**result, **mix.bench.about()}))
 
 
@@ -140,7 +140,7 @@ class Mix:
         return case
 
     def _between(self, name: str, loras: LoRAs, factors: bool = False) -> dict[str, Any]:
-        made = self.bench.verdict(self._paint(name, loras).pictures)
+        made = self._paint(name, loras).verdict
         to_a, to_b = self._distances(made, 0, style_distance), self._distances(made, -1, style_distance)
         found: dict[str, Any] = {
             "to_a": round(float(to_a.mean()), 4),

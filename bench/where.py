@@ -13,13 +13,12 @@ import json
 
 import torch
 
-from i2l_core.demo.judge import Verdict, style_parts
 from i2l_core.demo.sampler import Sampling
 from i2l_core.errors import I2LError
 from i2l_core.lora import LoRA, LowRank, Target
 from i2l_core.where import EVERYWHERE, PRESETS, Where, limited
 
-from .style import Bench, Case, LoRAs, predict
+from ._world import Bench, LoRAs, predict
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
             name: {
                 **case.figures(),
                 "share_of_gain": round(float((none.style_distance - case.style_distance).mean()) / gain, 3),
-                "by_factor": by_factor(bench, case),
+                "by_factor": {name: round(float(d.mean()), 3) for name, d in bench.factors(case).items()},
             }
             for name, case in cases.items()
         }
@@ -62,20 +61,6 @@ def limit(loras: LoRAs, where: Where) -> LoRAs:
     except I2LError:
         return {}
     return {t.weight: (loras[t.weight][0], loras[t.weight][1] * layer.up) for t, layer in parts.items()}
-
-
-def by_factor(bench: Bench, case: Case) -> dict[str, float]:
-    """Mean distance to the references' style, factor by factor."""
-    made = style_parts(bench.verdict(case.pictures))
-    total: dict[str, float] = {}
-    for seen in bench.seen:
-        prompts = len(case.pictures) // bench.styles
-        fields = Verdict.__dataclass_fields__
-        repeated = Verdict(*(getattr(seen, field).repeat_interleave(prompts, 0) for field in fields))
-        for name, part in style_parts(repeated).items():
-            distance = float((part - made[name]).norm(dim=-1).mean())
-            total[name] = total.get(name, 0.0) + distance / len(bench.seen)
-    return {name: round(value, 3) for name, value in total.items()}
 
 
 if __name__ == "__main__":

@@ -27,10 +27,12 @@ def shifted(u: Tensor, shift: float = SHIFT) -> Tensor:
 class Sampling:
     steps: int = 20
     cfg: float = 3.0
+    denoise: float = 1.0  # below 1: so many steps, but only the last part of the noise levels, as in KSampler
 
     def sigmas(self) -> Tensor:
-        """Noise levels (steps + 1,), from 1 down to 0."""
-        indices = torch.tensor([_TABLE - int(i * _TABLE / self.steps) for i in range(self.steps)])
+        """Noise levels (steps + 1,), from 1 (or less, with `denoise`) down to 0."""
+        whole = int(self.steps / self.denoise)
+        indices = torch.tensor([_TABLE - int(i * _TABLE / whole) for i in range(whole)][-self.steps :])
         return torch.cat([shifted(indices / _TABLE), torch.zeros(1)])
 
 
@@ -48,7 +50,7 @@ def sample(
 
     For symmetric guidance (what a merged LoRA does) pass the same for both.
     """
-    x, sigmas = noise, sampling.sigmas()
+    x, sigmas = noise, sampling.sigmas().to(noise.device)
     for now, then in itertools.pairwise(sigmas):
         level = now.expand(len(x))
         v = backbone(x, level, context, lora)

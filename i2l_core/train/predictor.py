@@ -37,6 +37,7 @@ class Pairing:
         0.15  # share of targets with no prompt, so that both guidance branches know the LoRA
     )
     gray: float = 0.04  # share of rows whose references are gray and whose targets are of any style
+    same_content: bool = False  # targets are references themselves: only to show why they must not be
 
     def __post_init__(self) -> None:
         if self.targets < 1 or self.most_references < 1 or not 0 <= self.empty_prompts + self.gray < 1:
@@ -110,7 +111,8 @@ def draw_batch(
     tokens, clean, prompts = [], [], []
     for s in rng.integers(len(pool.styles), size=styles):
         order = rng.permutation(per_style)
-        choice = [(s, r) for r in np.resize(order[n:], pairing.targets)]
+        others = order[:n] if pairing.same_content else order[n:]
+        choice = [(s, r) for r in np.resize(others, pairing.targets)]
         references = world.tokens[s, order[:n]].flatten(0, 1)
         if rng.uniform() < pairing.gray:
             references = world.gray.repeat(n, 1).half()

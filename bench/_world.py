@@ -1,0 +1,188 @@
+"""Held-out styles of the tiny world, painted with a LoRA each and judged: what the measurements of quality share."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from i2l_core.demo import files
+from i2l_core.demo.backbone import LayerPair
+from i2l_core.demo.judge import Verdict, style_distance, style_parts
+from i2l_core.demo.pool import PoolConfig, open_pool
+from i2l_core.demo.prompts import content_prompt, tokenise
+from i2l_core.demo.sampler import Sampling, sample
+from i2l_core.predictors.checkpoint import load_predictor
+
+LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), one LoRA per style
+
+_SEED = 3
+_BLOCK = 16  # styles sampled together on a CPU
+_RESAMPLES = 10_000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one condition made, style-major."""
+
+    pictures: Tensor  # (styles * prompts, 3, H, W)
+    verdict: Verdict  # of the pictures
+    style_distance: Tensor  # (styles * prompts,)
+    right: Tensor  # (styles * prompts, 3) subject, count, place
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "style_distance": round(float(self.style_distance.mean()), 4),
+            "prompt_accuracy": round(float(self.right.float().mean()), 4),
+            "all_right": round(float(self.right.all(1).float().mean()), 4),
+        }
+
+
+class Bench:
+    """`styles` held-out styles, the tiny world's networks, and the judge; each loaded once.
+
+    Of each style there are `n_references` pictures to predict from and `n_prompts` held-out contents to paint, none
+    of which a reference shows. Everything is on `device`: the GPU if there is one.
+    """
+
+    def __init__(self, styles: int, talk: bool, n_references: int = 4, n_prompts: int = 2) -> None:
+        self.started = time.time()
+        self.styles, self.n_references, self.n_prompts = styles, n_references, n_prompts
+        self._talk = talk
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = PoolConfig(styles, n_references + n_prompts, _SEED, held_out=True)
+        self.pool = open_pool(Path(".runs/pool"), config)
+        pictures = (
+            torch.from_numpy(self.pool.pictures.copy()).permute(0, 1, 4, 2, 3).to(self.device).float() / 255
+        )
+        self.references = pictures[:, :n_references]  # (S, N, 3, H, W)
+        self.real = pictures[:, n_references:].flatten(0, 1)
+        self.targets = [content for row in self.pool.contents for content in row[n_references:]]
+        self.backbone, self.text = (net.to(self.device) for net in files.load_backbone())
+        self.encoder, self.decoder = (net.to(self.device) for net in files.load_vae())
+        self.verdict = files.load_judge().to(self.device)
+        self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]
+        self.words = self.text(self._ids(content_prompt(c) for c in self.targets))
+        self.no_words = self.text(self._ids([""]))
+
+    def paint(
+        self,
+        name: str,
+        sampling: Sampling,
+        positive: LoRAs | None,
+        negative: LoRAs | None,
+        start: Tensor | None = None,
+        words: tuple[Tensor, Tensor] | None = None,
+    ) -> Case:
+        """Pictures with a LoRA per style on each side of CFG, judged. The noise is the same for every case.
+
+        `start`: latents (S, C, h, w) to begin with, as far as `sampling.denoise` says. `words`: other conditionings
+        than the prompts and the empty one, (S * P, T, D) each.
+        """
+        noise = torch.randn(len(self.words), 16, 16, 16, generator=torch.Generator().manual_seed(_SEED))
+        noise = noise.to(self.device)
+        if start is not None:
+            sigma = sampling.sigmas()[0]
+            noise = sigma * noise + (1 - sigma) * start.repeat_interleave(self.n_prompts, 0)
+        yes, no = words or (self.words, self.no_words.expand_as(self.words))
+        block = _BLOCK if self.device.type == "cpu" else self.styles
+        out = []
+        for first in range(0, self.styles, block):
+            rows = slice(first * self.n_prompts, (first + block) * self.n_prompts)
+            sides = (_rows(lora, first, block) for lora in (positive, negative))
+            latents = sample(self.backbone, noise[rows], yes[rows], no[rows], sampling, *sides)
+            out.append(self.decoder(latents).clamp(0, 1))
+        case = self.judge(torch.cat(out))
+        if self._talk:
+            sys.stderr.write(f"{name}: {case.figures()}  {time.time() - self.started:.0f} s\n")
+        return case
+
+    def judge(self, pictures: Tensor) -> Case:
+        """`pictures` (S * P, 3, H, W) against the references of their styles and their prompts."""
+        verdict = self.verdict(pictures)
+        distances = [style_distance(verdict, self.repeated(reference)) for reference in self.seen]
+        right = [
+            getattr(verdict, f).argmax(1).cpu() == torch.tensor([getattr(c, f) for c in self.targets])
+            for f in ("subject", "count", "place")
+        ]
+        return Case(pictures, verdict, torch.stack(distances).mean(0).cpu(), torch.stack(right, 1))
+
+    def factors(self, case: Case) -> dict[str, Tensor]:
+        """Factor -> mean distance to the references in it, (S * P,)."""
+        made = style_parts(case.verdict)
+        each = [style_parts(self.repeated(reference)) for reference in self.seen]
+        return {
+            name: torch.stack([(made[name] - parts[name]).norm(dim=-1) for parts in each]).mean(0).cpu()
+            for name in made
+        }
+
+    def repeated(self, reference: Verdict) -> Verdict:
+        """Of one reference per style -> of each of its pictures."""
+        fields = Verdict.__dataclass_fields__
+        return Verdict(*(getattr(reference, f).repeat_interleave(self.n_prompts, 0) for f in fields))
+
+    def paired(self, a: Tensor, b: Tensor) -> dict[str, Any]:
+        """Mean of a - b (S * P,) over styles and its bootstrap 95 % interval; styles are drawn, with all prompts."""
+        change = (a - b).view(-1, self.n_prompts).mean(1)
+        drawn = torch.randint(
+            len(change), (_RESAMPLES, len(change)), generator=torch.Generator().manual_seed(_SEED)
+        )
+        low, high = change[drawn].mean(1).quantile(torch.tensor([0.025, 0.975])).tolist()
+        return {"mean": round(float(change.mean()), 4), "interval_95": [round(low, 4), round(high, 4)]}
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "styles": self.styles,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "seconds": round(time.time() - self.started, 1),
+        }
+
+    def _ids(self, prompts: Any) -> Tensor:
+        return torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device)
+
+
+def predict(references: Tensor) -> dict[str, LayerPair]:
+    """References (S, N, 3, H, W) -> one LoRA per style, stacked: weight -> (down (S, k, in), up (S, out, k))."""
+    loaded = load_predictor(files.WEIGHTS / files.PREDICTOR)
+    encoder, predictor = (net.float().to(references.device) for net in (loaded.encoder, loaded.predictor))
+    parts = []
+    for block in references.split(_BLOCK):
+        tokens = encoder(block.flatten(0, 1) * 2 - 1).unflatten(0, block.shape[:2]).flatten(1, 2)
+        parts.append({t.weight: pair for t, pair in predictor(tokens).layers().items()})
+    return {k: (torch.cat([p[k][0] for p in parts]), torch.cat([p[k][1] for p in parts])) for k in parts[0]}
+
+
+def rolled(loras: LoRAs) -> LoRAs:
+    """Every style's LoRA given to the next style."""
+    return {k: (down.roll(1, 0), up.roll(1, 0)) for k, (down, up) in loras.items()}
+
+
+def repeated(loras: LoRAs, styles: int) -> LoRAs:
+    """One LoRA for all styles."""
+    return {k: (d.expand(styles, -1, -1), u.expand(styles, -1, -1)) for k, (d, u) in loras.items()}
+
+
+def save_sheet(path: Path, references: Tensor, cases: Sequence[Case], rows: int = 12) -> None:
+    """Four references, then two pictures of each condition, one style a row."""
+    columns = [case.pictures.unflatten(0, (len(references), -1)) for case in cases]
+    strips = []
+    for s in range(min(rows, len(references))):
+        pictures = [*references[s], *(p for column in columns for p in column[s])]
+        strips.append(torch.cat([torch.nn.functional.pad(p, (2, 2, 2, 2), value=1.0) for p in pictures], 2))
+    sheet = torch.cat(strips, 1).permute(1, 2, 0)  # CHW -> HWC
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().to(torch.uint8).cpu().numpy()).save(path)
+
+
+def _rows(loras: LoRAs | None, start: int, count: int) -> dict[str, LayerPair] | None:
+    if loras is None:
+        return None
+    return {k: (d[start : start + count], u[start : start + count]) for k, (d, u) in loras.items()}

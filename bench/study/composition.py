@@ -1,0 +1,113 @@
+"""In the real host: img2img and inpainting with a predicted LoRA, and whether the mask is respected."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i2l_core.demo.prompts import content_prompt
+from tools.host import import_host
+
+from .._world import Bench, predict
+from ..fusion import single
+
+_DENOISE = (0.4, 0.6, 0.8, 1.0)
+_SEED = 5
+_CFG = 3.0
+_EDGE = 12  # pixels along the border of a mask that the autoencoder mixes
+
+
+def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+    """Every held-out style, restyling a real picture of the next one.
+
+    img2img: style distance, and how often the picture still shows its content. Inpainting of the middle: the same
+    inside, and the largest change of a latent and of a pixel outside, which must be none.
+    """
+    bench = Bench(styles, talk, 4, 1)
+    found: dict[str, Any] = {"img2img": {}, "inpaint": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        import_host(Path(folder))
+        host = _Host(bench)
+        others = bench.real.roll(-1, 0)  # a picture of another style, with a content of its own
+        contents = [bench.targets[(i + 1) % styles] for i in range(styles)]
+        latents = torch.cat([host.encode(picture) for picture in others])
+        for denoise in _DENOISE:
+            made = host.sample(latents, contents, steps, denoise, None)
+            found["img2img"][f"{denoise:g}"] = _judged(bench, host.decode(made), contents)
+        mask = torch.zeros(1, 128, 128)
+        mask[:, 32:96, 32:96] = 1
+        made = host.sample(latents, contents, steps, 1.0, mask)
+        pictures, before = host.decode(made), host.decode(latents)
+        kept = torch.nn.functional.max_pool2d(mask[None], 2 * _EDGE + 1, 1, _EDGE)[0] == 0
+        outside = torch.nn.functional.interpolate(mask[None], made.shape[-2:], mode="area")[0] == 0
+        found["inpaint"] = {
+            "changed_latents_outside": float((made - latents).abs()[:, :, outside[0]].max()),
+            "changed_pixels_outside": float((pictures - before).abs()[:, :, kept[0]].max()),
+            "changed_pixels_inside": float((pictures - before).abs()[:, :, mask[0] > 0].mean()),
+        }
+    return {**found, **bench.about()}
+
+
+class _Host:
+    """The demo world in ComfyUI, and one LoRA for each style."""
+
+    def __init__(self, bench: Bench) -> None:
+        from i2l_core.host.demo import load_demo
+        from i2l_core.host.patch import apply_merged
+
+        self.world = load_demo()
+        loras = {k: (d.cpu(), u.cpu()) for k, (d, u) in predict(bench.references).items()}
+        self.models = [apply_merged(self.world.model, single(loras, i), 1.0) for i in range(bench.styles)]
+
+    def encode(self, picture: Tensor) -> Tensor:
+        return self.world.vae.encode(picture.permute(1, 2, 0)[None].cpu())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(N, 3, H, W)"""
+        return torch.cat([self.world.vae.decode(one[None]) for one in latents]).permute(0, 3, 1, 2)
+
+    def sample(
+        self, latents: Tensor, contents: Any, steps: int, denoise: float, mask: Tensor | None
+    ) -> Tensor:
+        import comfy.sample
+
+        found = []
+        for model, latent, content in zip(self.models, latents, contents, strict=True):
+            words = [self._words(text) for text in (content_prompt(content), "")]
+            noise = comfy.sample.prepare_noise(latent[None], _SEED)
+            found.append(
+                comfy.sample.sample(
+                    model,
+                    noise,
+                    steps,
+                    _CFG,
+                    "euler",
+                    "simple",
+                    *words,
+                    latent[None],
+                    denoise=denoise,
+                    noise_mask=mask,
+                    seed=_SEED,
+                    disable_pbar=True,
+                )
+            )
+        return torch.cat(found)
+
+    def _words(self, text: str) -> Any:
+        return self.world.clip.encode_from_tokens_scheduled(self.world.clip.tokenize(text))
+
+
+def _judged(bench: Bench, pictures: Tensor, contents: Any) -> dict[str, float]:
+    case = bench.judge(pictures.to(bench.device))
+    shown = [
+        getattr(case.verdict, part).argmax(1).cpu() == torch.tensor([getattr(c, part) for c in contents])
+        for part in ("subject", "count", "place")
+    ]
+    return {
+        "style_distance": case.figures()["style_distance"],
+        "content_kept": round(float(torch.stack(shown).float().mean()), 4),
+    }

@@ -1,0 +1,119 @@
+"""A LoRA trained for one style against the predicted one: style, prompt, and time.
+
+Each style trains a LoRA of the predicted one's rank and layers on the pictures that the predictor looks at, in a
+batch with the others but without a say in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i2l_core.demo.backbone import LayerPair
+from i2l_core.demo.prompts import content_prompt
+from i2l_core.demo.sampler import Sampling
+from i2l_core.train.data import token_ids
+from i2l_core.train.flow import draw_sigmas, noisy, velocity
+
+from .._world import Bench, predict
+
+REFERENCES = 8
+MARKS = (2, 3, 4)  # steps after which the LoRAs are looked at
+_PICTURES = 2  # of each style in a step
+_RATE = 2e-3
+_WARMUP = 20
+
+
+def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+    """Style distance and prompt accuracy of both, and how much of the trained LoRA's gain the predicted one brings."""
+    bench = Bench(styles, talk, REFERENCES, 2)
+    sampling = Sampling(steps)
+    none = bench.paint("none", sampling, None, None)
+    loras = predict(bench.references)
+    _settle(bench)
+    started = time.perf_counter()
+    loras = predict(bench.references)
+    _settle(bench)
+    predicting = (time.perf_counter() - started) / styles
+    cases = {"predicted": bench.paint("predicted", sampling, loras, loras)}
+    seconds = {"predicted": predicting}
+    for mark, spent, lora in _trained(bench, loras):
+        name = f"trained {mark} steps"
+        seconds[name] = spent / styles
+        cases[name] = bench.paint(name, sampling, lora, lora)
+    gain = {name: float((none.style_distance - case.style_distance).mean()) for name, case in cases.items()}
+    return {
+        "references": REFERENCES,
+        "none": none.figures(),
+        "cases": {
+            name: {
+                **case.figures(),
+                "seconds_per_style": round(seconds[name], 4),
+                "gain_of_predicted_over_this": round(gain["predicted"] / gain[name], 3),
+                "time_over_predicting": round(seconds[name] / predicting),
+            }
+            for name, case in cases.items()
+        },
+        **bench.about(),
+    }
+
+
+def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, float, dict[str, LayerPair]]]:
+    """(steps, seconds of training so far, LoRAs) at each mark; the rate falls towards the last."""
+    bench.backbone.requires_grad_(False)
+    latents = bench.encoder(bench.references.flatten(0, 1)).unflatten(0, bench.references.shape[:2])
+    prompts = [content_prompt(c) for row in bench.pool.contents for c in row[:REFERENCES]]
+    words = bench.text(token_ids(prompts).to(bench.device)).unflatten(0, latents.shape[:2])
+    lora = _fresh(like)
+    optimiser = torch.optim.AdamW([t for pair in lora.values() for t in pair], lr=_RATE, weight_decay=0.0)
+    spent, started = 0.0, time.perf_counter()
+    for step in range(max(MARKS)):
+        # each mark ends a training of its own: the rate falls to a tenth before it
+        first = max((m for m in MARKS if m <= step), default=0)
+        last = min(m for m in MARKS if m > step)
+        for group in optimiser.param_groups:
+            group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * (1 - 0.9 * (step - first) / (last - first))
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randperm(REFERENCES, generator=generator)[:_PICTURES]
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            _flow(
+                bench, latents[:, rows].flatten(0, 1), words[:, rows].flatten(0, 1), lora, generator
+            ).backward()
+        optimiser.step()
+        if step + 1 in MARKS:
+            _settle(bench)
+            spent += time.perf_counter() - started
+            yield step + 1, spent, {k: (down.detach(), up.detach()) for k, (down, up) in lora.items()}
+            started = time.perf_counter()
+
+
+def _flow(
+    bench: Bench, clean: Tensor, words: Tensor, lora: dict[str, LayerPair], generator: torch.Generator
+) -> Tensor:
+    """The sum over styles of each one's own loss, so that a style trains as if it were alone."""
+    noise = torch.randn(clean.shape, generator=generator).to(clean)
+    sigma = draw_sigmas(len(clean), generator).to(clean)
+    v = bench.backbone(noisy(clean, noise, sigma), sigma, words, lora)
+    return (v - velocity(clean, noise)).square().mean() * bench.styles
+
+
+def _fresh(like: dict[str, LayerPair]) -> dict[str, LayerPair]:
+    """LoRAs of the same shapes that change nothing yet."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: (
+            (torch.randn(down.shape, generator=generator) / down.shape[-1] ** 0.5).to(down).requires_grad_(),
+            torch.zeros_like(up).requires_grad_(),
+        )
+        for name, (down, up) in like.items()
+    }
+
+
+def _settle(bench: Bench) -> None:
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
