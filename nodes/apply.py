@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
+from ..i2l_core.host.cards import applied_card
+from .report import Report
 from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
 
 
@@ -68,4 +70,4 @@ class ApplyPredictedLoRA(io.ComfyNode):
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
         patched, where = apply_lora_model(model, lora, strength, mode, start_percent, end_percent, mask)
-        return io.NodeOutput(patched, ui=ui.PreviewText(where))
+        return io.NodeOutput(patched, ui=Report(where, applied_card(model, lora, strength, mode)))

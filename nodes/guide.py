@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
+from ..i2l_core.host.cards import guidance_card
 from ..i2l_core.host.guidance import asymmetric, describe
+from .report import Report
 from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
 
 _STYLE_TOOLTIP = "The style, from Images to LoRA. It acts on the positive prompt only."
@@ -57,7 +59,7 @@ class AsymmetricCFG(io.ComfyNode):
         neutral: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
         styled = asymmetric(model, style, neutral, strength, neutral_strength, start_percent, end_percent)
-        return io.NodeOutput(styled, ui=ui.PreviewText(describe(styled)))
+        return io.NodeOutput(styled, ui=Report(describe(styled), guidance_card(styled)))
 
 
 class AsymmetricGuider(io.ComfyNode):
@@ -109,4 +111,4 @@ class AsymmetricGuider(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(styled)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return io.NodeOutput(guider, ui=ui.PreviewText(describe(styled, cfg)))
+        return io.NodeOutput(guider, ui=Report(describe(styled, cfg), guidance_card(styled, cfg)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
+from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.memory import HostPredictor
 from ..i2l_core.host.predict import predict_lora
 from ..i2l_core.images import references_from
+from .report import Report
 from .sockets import CATEGORY, LoraModel, Predictor
 
 MAX_INPUTS = 64
@@ -67,4 +69,5 @@ class ImagesToLoRA(io.ComfyNode):
         bar = ProgressBar(len(references) + 2)
         found = predict_lora(predictor, references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
-        return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))
+        shown = Report(text, prediction_card(references, found.lora))
+        return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral, neutral=True), ui=shown)

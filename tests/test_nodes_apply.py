@@ -31,10 +31,10 @@ def predicted(world):
         return ImagesToLoRA.execute(world.predictor, {"image0": torch.rand(2, 64, 64, 3)})
 
 
-def apply(model, lora, strength: float = 1.0):
+def apply(model, lora, strength: float = 1.0, **inputs: Any):
     from i2l.nodes.apply import ApplyPredictedLoRA
 
-    return ApplyPredictedLoRA.execute(model, lora, strength)
+    return ApplyPredictedLoRA.execute(model, lora, strength, **inputs)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
@@ -81,6 +81,24 @@ def test_text_says_where_the_layers_are(world, predicted):
     text = shown.as_dict()["text"][0]
     count = predicted[0].lora.n_layers
     assert text.startswith(f"{count} of {count} LoRA layers on ")
+
+
+@pytest.mark.parametrize(("index", "role"), [(0, "style"), (1, "neutral")])
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_card_says_what_was_applied_and_how(world, predicted, index: int, role: str, mode: str):
+    shown: Any = apply(world.model, predicted[index], 0.5, mode=mode).ui
+    (card,) = shown.as_dict()["i2l_card"]
+    (entry,) = card["loras"]
+    count = predicted[index].lora.n_layers
+    assert (entry["landed"], entry["layers"]) == (count, count)
+    assert (entry["role"], entry["mode"], entry["strength"]) == (role, mode, 0.5)
+
+
+def test_a_merged_lora_of_a_core_node_has_no_card(world):
+    up, down = pair()
+    key = "diffusion_model.layers.1.attention.qkv"
+    shown: Any = apply(world.model, {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}).ui
+    assert "i2l_card" not in shown.as_dict()
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
