@@ -1,17 +1,19 @@
 """What a node tells the front end about itself, as plain JSON: `web/card.js` draws it on the node.
 
-    {"references": 4, "thumbnails": ["data:image/jpeg;base64,..."],                      Images to LoRA
+    {"references": 4, "id": "93c1...", "thumbnails": ["data:image/jpeg;base64,..."],      Images to LoRA
      "loras": [{"role": "style" | "neutral", "rank": 4, "layers": 34,
                 "blocks": [["layers.0", 0.12], ...],
                 "landed": 34, "mode": "merged" | "live", "side": "positive" | "negative", "strength": 1.0}],
      "warnings": [{"id": "cfg_1", "text": "..."}]}
 
+`id` stands for the references: the front end remembers thumbnails by it, and keeps them out of workflows.
 `blocks` are shares of the LoRA's energy and add up to 1. The last line of a LoRA is there when it is on a model.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +35,8 @@ Card = dict[str, Any]
 def prediction_card(references: Sequence[Reference], lora: LoRA) -> Card:
     """The card of a prediction, with thumbnails of the first references."""
     thumbnails = [_thumbnail(reference.pixels) for reference in references[:MOST_THUMBNAILS]]
-    return {"references": len(references), "thumbnails": thumbnails, "loras": [lora_entry(lora)]}
+    id = hashlib.sha256("".join(reference.hash for reference in references).encode()).hexdigest()[:16]
+    return {"references": len(references), "id": id, "thumbnails": thumbnails, "loras": [lora_entry(lora)]}
 
 
 def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:

@@ -22,6 +22,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
             description="Styles a model with a LoRA from Images to LoRA, without a file in between. Sampling "
             "is as fast as without it. A LoRA that does not fit the model whole is an error.",
             search_aliases=["apply style", "style strength", "load lora model", "use lora", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."

@@ -31,6 +31,7 @@ class AsymmetricCFG(io.ComfyNode):
             description="Styles the positive side of CFG with one LoRA and the negative side with another, for "
             f"any KSampler and at the speed of plain CFG. Stronger styles at the same strength. {_CFG_1}",
             search_aliases=_SEARCH,
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."
@@ -72,6 +73,7 @@ class AsymmetricGuider(io.ComfyNode):
             description="A guider for SamplerCustomAdvanced: CFG with one LoRA on the positive side and another "
             f"on the negative side, at the speed of plain CFG. {_CFG_1}",
             search_aliases=[*_SEARCH, "guider"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."

@@ -40,6 +40,7 @@ class ImagesToLoRA(io.ComfyNode):
                 "predict lora",
                 "ip adapter",
             ],
+            has_intermediate_output=True,
             inputs=[
                 Predictor.Input("predictor", tooltip="From Load i2L Predictor or Load i2L Demo."),
                 io.Autogrow.Input(

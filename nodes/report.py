@@ -10,7 +10,10 @@ from ..i2l_core.card import Card
 
 
 class Report(ui.PreviewText):
-    """The line under `text`, as core nodes give it, and the card under `i2l_card` (see `web/card.js`)."""
+    """The line under `text`, as core nodes give it, and the card under `i2l_card` (see `web/card.js`).
+
+    Schemas of nodes that report set `has_intermediate_output`: ComfyUI then reports for them when they are cached.
+    """
 
     def __init__(self, text: str, card: Card | None = None) -> None:
         super().__init__(text)

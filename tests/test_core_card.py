@@ -94,3 +94,5 @@ def test_the_card_is_json_and_stays_small():
     assert card["references"] == len(references)
     assert len(card["thumbnails"]) == MOST_THUMBNAILS
     assert len(json.dumps(card)) < 60_000
+    assert card["id"] == prediction_card(references, lora("layers.0.w"))["id"]
+    assert card["id"] != prediction_card(references[::-1], lora("layers.0.w"))["id"]
