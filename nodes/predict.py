@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
-from ..i2l_core.host.memory import HostPredictor
-from ..i2l_core.host.predict import predict_lora
-from ..i2l_core.images import references_from
+from ..i2l_core.host.predictor import HostPredictor
+from ..i2l_core.images import Batch, references_from
 from .report import Report
-from .sockets import CATEGORY, LoraModel, Predictor
+from .sockets import CATEGORY, LoraModel, Predictor, Reference
 
 MAX_INPUTS = 64
 
@@ -20,9 +20,11 @@ MAX_INPUTS = 64
 class ImagesToLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        picture = io.Image.Input(
+        picture = io.MultiType.Input(
             "image",
-            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own.",
+            types=[io.Image, Reference],
+            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own. From "
+            "Style Reference it comes with a weight and a mask.",
             optional=True,
         )
         return io.Schema(
@@ -48,6 +50,12 @@ class ImagesToLoRA(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(picture, prefix="image", min=1, max=MAX_INPUTS),
                     tooltip="One or more pictures of the same style. A new socket appears when one is used.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only for Qwen-Image-i2L Coarse and Fine: the CLIP of Qwen-Image, from Load CLIP with "
+                    "the type qwen_image. They look at the pictures through it as well; others ignore it.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -64,11 +72,14 @@ class ImagesToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, predictor: HostPredictor, images: dict[str, Tensor | None] | None = None
+        cls, predictor: HostPredictor, images: dict[str, Batch | None] | None = None, clip: Any = None
     ) -> io.NodeOutput:
         references = references_from(images or {})
         bar = ProgressBar(len(references) + 2)
-        found = predict_lora(predictor, references, bar.update_absolute)
+        found = predictor.with_clip(clip).predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
-        shown = Report(text, prediction_card(references, found.lora))
+        shown = Report(
+            text + (f"\n{found.note}" if found.note else ""),
+            prediction_card(references, found.lora, found.note),
+        )
         return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral, neutral=True), ui=shown)

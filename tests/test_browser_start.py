@@ -33,6 +33,7 @@ def newcomer(chromium: Browser, comfy_server: ComfyServer) -> Iterator[FrontEnd]
 def template(newcomer: FrontEnd) -> dict[str, Any]:
     """What the template browser showed of start_here, which was then opened from it."""
     page = newcomer.page
+    page.locator("[data-testid^='template-workflow-']").first.wait_for()  # then the first category is chosen
     page.get_by_text("All Templates").first.click()
     page.get_by_placeholder("Search").fill("start_here")
     card = page.get_by_test_id("template-workflow-start_here")

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from i2l.i2l_core.card import MOST_THUMBNAILS, THUMBNAIL_SIDE, lora_entry, prediction_card
-from i2l.i2l_core.energy import block_energies
 from i2l.i2l_core.images import Reference
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 
@@ -30,49 +29,50 @@ def picture_of(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_energy_is_the_squared_norm_of_the_dense_change():
+def test_shares_are_those_of_the_squared_norms_of_the_dense_changes():
     layers = {
         Target("layers.0.attention.qkv", (0, 4)): layer(4, 8),
         Target("layers.0.attention.qkv", (4, 4)): layer(4, 8),
         Target("layers.0.feed_forward.w1"): layer(16, 8, rank=5),
+        Target("layers.1.feed_forward.w1"): layer(16, 8),
         Target("final_layer.linear"): layer(2, 8),
     }
-    found = block_energies(LoRA(layers))
     dense = {target: part.delta().square().sum().item() for target, part in layers.items()}
-    assert found["final_layer"] == pytest.approx(dense.pop(Target("final_layer.linear")), rel=1e-5)
-    assert found["layers.0"] == pytest.approx(sum(dense.values()), rel=1e-5)
-    assert len(found) == 2
+    by_block = [
+        sum(energy for target, energy in dense.items() if target.weight.startswith(block))
+        for block in ("layers.0", "layers.1", "final_layer")
+    ]
+    found = lora_entry(LoRA(layers))["blocks"]
+    assert [(section, index) for section, index, _ in found] == [
+        ("main blocks", 0),
+        ("main blocks", 1),
+        ("outside, of blocks", 0),
+    ]
+    shares = [energy / sum(by_block) for energy in by_block]
+    assert [share for _, _, share in found] == pytest.approx(shares, abs=1e-4)
 
 
-def test_energy_of_half_precision_factors_is_summed_in_single():
-    one = LowRank(
-        torch.full((1, 4096), 2.0, dtype=torch.float16), torch.full((4096, 1), 2.0, dtype=torch.float16)
-    )
-    assert block_energies(LoRA({Target("layers.0.w"): one}))["layers.0"] == 16.0 * 4096**2
-
-
-def test_blocks_are_in_the_order_of_the_model():
-    names = ["layers.10.w", "single.0.w", "layers.2.w", "img_in", "double.1.w", "double.0.a.3.w"]
-    assert list(block_energies(lora(*names))) == [
-        "double.0",
-        "double.1",
-        "img_in",
-        "layers.2",
-        "layers.10",
-        "single.0",
+def test_blocks_are_in_the_order_in_which_a_picture_passes_through_them():
+    names = ["layers.10.w", "noise_refiner.0.w", "layers.2.w", "img_in", "context_refiner.1.w"]
+    assert [(section, index) for section, index, _ in lora_entry(lora(*names))["blocks"]] == [
+        ("text refiner", 1),
+        ("image refiner", 0),
+        ("main blocks", 2),
+        ("main blocks", 10),
+        ("outside, of blocks", 0),
     ]
 
 
 def test_shares_add_up_to_one_and_a_strength_does_not_change_them():
     one = lora("layers.0.w", "layers.1.w", "refiner.0.w")
     entry = lora_entry(one, landed=3)
-    assert sum(share for _, share in entry["blocks"]) == pytest.approx(1, abs=2e-4)
+    assert sum(share for _, _, share in entry["blocks"]) == pytest.approx(1, abs=2e-4)
     assert entry["blocks"] == lora_entry(one.scaled(-2.0))["blocks"]
     assert (entry["role"], entry["rank"], entry["layers"], entry["landed"]) == ("style", 3, 3, 3)
 
 
 def test_a_lora_of_zeros_has_no_energy_anywhere():
-    assert lora_entry(lora("layers.0.w").scaled(0.0), "neutral")["blocks"] == [["layers.0", 0.0]]
+    assert lora_entry(lora("layers.0.w").scaled(0.0), "neutral")["blocks"] == [["main blocks", 0, 0.0]]
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 500), (2048, 1000)])

@@ -31,10 +31,10 @@ def predicted(world):
         return ImagesToLoRA.execute(world.predictor, {"image0": torch.rand(2, 64, 64, 3)})
 
 
-def apply(model, lora, strength: float = 1.0, **inputs: Any):
+def apply(model, lora, strength: float = 1.0, **options):
     from i2l.nodes.apply import ApplyPredictedLoRA
 
-    return ApplyPredictedLoRA.execute(model, lora, strength, **inputs)
+    return ApplyPredictedLoRA.execute(model, lora, strength, **options)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
@@ -94,11 +94,26 @@ def test_card_says_what_was_applied_and_how(world, predicted, index: int, role: 
     assert (entry["role"], entry["mode"], entry["strength"]) == (role, mode, 0.5)
 
 
-def test_a_merged_lora_of_a_core_node_has_no_card(world):
+def test_card_of_a_core_nodes_lora_if_we_can_read_it(world):
     up, down = pair()
     key = "diffusion_model.layers.1.attention.qkv"
-    shown: Any = apply(world.model, {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}).ui
+    lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+    shown: Any = apply(world.model, lora).ui
+    (card,) = shown.as_dict()["i2l_card"]
+    assert (card["loras"][0]["landed"], card["warnings"]) == (1, [])
+    shown = apply(world.model, {**lora, "diffusion_model.layers.1.attention_norm1.diff": torch.randn(DIM)}).ui
     assert "i2l_card" not in shown.as_dict()
+
+
+def test_card_warns_of_layers_that_were_left_out(world, predicted):
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    lora = predicted[0].lora
+    elsewhere = LoRA({**lora.layers, Target("layers.99.attention.qkv"): LowRank(*reversed(pair()))})
+    shown: Any = apply(world.model, PredictedLoRA(elsewhere), missing_layers="skip").ui
+    (card,) = shown.as_dict()["i2l_card"]
+    assert [(warning["id"], warning["n"]) for warning in card["warnings"]] == [("left_out", 1)]
+    assert (card["loras"][0]["landed"], card["loras"][0]["layers"]) == (lora.n_layers, lora.n_layers + 1)
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
@@ -139,25 +154,30 @@ def foreign(name: str, d_out: int = 3 * DIM, d_in: int = DIM, scale: float = 0.1
     return {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
 
 
+def other(name: str, size: int, scale: float = 0.1) -> dict[str, torch.Tensor]:
+    return {f"diffusion_model.{name}.diff": torch.full((size,), scale)}
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({}, "it is empty"),
+        ({}, "holds no LoRA layer"),
         ("a name", "expected a LORA_MODEL, a dict of tensors, got str"),
-        (foreign("blocks.0.attn"), "2 of its 2 tensors match no weight .*blocks.0.attn.lora_down.weight"),
+        (foreign("blocks.0.attn"), r"0 of 1 LoRA layers .*blocks\.0\.attn \(the model has no such weight\)$"),
         (
             foreign("layers.1.attention.qkv")
             | foreign("x.0")
             | foreign("x.1")
             | foreign("x.2")
             | foreign("x.3"),
-            r"8 of its 10 tensors match no weight \(.*x\.0\.lora_down.* and 3 more\)",
+            r"1 of 5 LoRA layers .*x\.0 \(the model has no such weight\).*setting missing_layers to skip",
         ),
-        (
-            foreign("layers.1.attention.qkv", d_in=64),
-            "layers.1.attention.qkv.weight .*768x64, weight 768x256",
-        ),
-        (foreign("layers.1.attention.qkv", scale=float("nan")), "NaN or infinite values in .*qkv.lora_"),
+        (foreign("layers.1.attention.qkv", d_in=64), "layer 768x64, weight 768x256"),
+        (foreign("layers.1.attention.qkv", scale=float("nan")), "qkv holds NaN or infinite values"),
+        # left to the host: it has more than plain layers
+        (other("blocks.0.norm", DIM), r"1 of its 1 tensors match no weight \(.*blocks\.0\.norm\.diff"),
+        (other("layers.1.attention_norm1", 3), r"attention_norm1\.weight \(layer 3, weight 256\)"),
+        (other("layers.1.attention_norm1", DIM, float("nan")), "NaN or infinite values in .*norm1.diff"),
     ],
 )
 def test_foreign_lora_that_does_not_fit_is_refused(world, lora, message: str):
@@ -165,6 +185,20 @@ def test_foreign_lora_that_does_not_fit_is_refused(world, lora, message: str):
         apply(world.model, lora)
     assert "\n" not in str(caught.value)
     assert not world.model.patches
+
+
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_layers_that_the_model_lacks_can_be_skipped(world, mode: str):
+    lora = foreign("layers.1.attention.qkv") | foreign("deeper.1.attention.qkv")
+    with pytest.raises(I2LError, match="1 of 2 LoRA layers"):
+        apply(world.model, lora, mode=mode)
+    out = apply(world.model, lora, mode=mode, missing_layers="skip")
+    shown: Any = out.ui
+    assert "1 of 2 LoRA layers on 1 weights" in shown.as_dict()["text"][0]
+    if mode == "merged":
+        assert set(out[0].patches) == {"diffusion_model.layers.1.attention.qkv.weight"}
+    with pytest.raises(I2LError, match="0 of 1 LoRA layers"):
+        apply(world.model, foreign("deeper.1.attention.qkv"), mode=mode, missing_layers="skip")
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
@@ -209,10 +243,10 @@ def test_predicted_lora_that_does_not_fit_is_refused(world, make, strength: floa
 
 @torch.inference_mode()
 def test_a_predictor_for_another_base_model_is_refused_when_it_is_applied(world, tmp_path: Path):
-    from i2l.i2l_core.host.memory import load_host_predictor
+    from i2l.i2l_core.host.query_predictor import load_query_predictor
     from i2l.nodes.predict import ImagesToLoRA
 
-    other = load_host_predictor(save_random_predictor(tmp_path / "flux.safetensors", "flux2-dev"))
+    other = load_query_predictor(save_random_predictor(tmp_path / "flux.safetensors", "flux2-dev"))
     lora = ImagesToLoRA.execute(other, {"image0": torch.rand(1, 32, 32, 3)})[0]
     with pytest.raises(I2LError, match=r"the LoRA is for FLUX\.2 dev .*the MODEL is the tiny demo model"):
         apply(world.model, lora)

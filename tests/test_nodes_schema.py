@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from itertools import combinations
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from i2l.tools.english import inputs_of
 from i2l.tools.host import ROOT
 
 IDS = (
     "LoadI2LPredictor",
+    "StyleReference",
+    "ImagesFromFolder",
     "ImagesToLoRA",
     "ApplyPredictedLoRA",
     "AsymmetricCFG",
     "AsymmetricGuider",
+    "FuseLoRAs",
+    "LoRAPreview",
     "SavePredictedLoRA",
+    "LoadLoRAFile",
+    "LoRABlocks",
     "LoadI2LDemo",
 )
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))
@@ -37,6 +45,15 @@ def schemas(host) -> dict[str, Any]:
     return {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
 
 
+def test_what_several_choices_bring_has_one_tooltip(schemas):
+    for schema in schemas.values():
+        for entry in schema.inputs:
+            tooltips: dict[str, str] = {}
+            for option in getattr(entry, "options", None) or ():
+                for part in getattr(option, "inputs", ()):
+                    assert tooltips.setdefault(part.id, part.tooltip) == part.tooltip
+
+
 def test_the_ids_are_stable(schemas):
     assert tuple(schemas) == IDS
 
@@ -45,7 +62,7 @@ def test_every_node_input_and_output_is_explained(schemas):
     for schema in schemas.values():
         assert schema.category == "i2L"
         assert schema.search_aliases
-        for entry in (schema, *schema.inputs, *schema.outputs):
+        for entry in (schema, *inputs_of(schema).values(), *schema.outputs):
             text = entry.description if entry is schema else entry.tooltip
             assert text, f"{schema.node_id}: {entry} has no text"
             assert text.endswith(".")
@@ -54,8 +71,9 @@ def test_every_node_input_and_output_is_explained(schemas):
 def test_nodes_that_report_do_so_when_they_are_cached(host):
     from i2l.nodes import NODES
 
-    reporting = [node for node in NODES if "Report(" in inspect.getsource(node.execute)]
-    assert len(reporting) >= 4
+    words = ("Report(", "PreviewText(")
+    reporting = [node for node in NODES if any(word in inspect.getsource(node.execute) for word in words)]
+    assert len(reporting) >= 8
     for node in reporting:
         schema = node.define_schema()
         assert schema.has_intermediate_output or schema.is_output_node, schema.node_id
@@ -68,7 +86,7 @@ def test_english_translation_is_what_the_nodes_say(schemas):
     for id, schema in schemas.items():
         entry = english[id]
         assert (entry["display_name"], entry["description"]) == (schema.display_name, schema.description)
-        assert {i.id: i.tooltip for i in schema.inputs} == {
+        assert {name: i.tooltip for name, i in inputs_of(schema).items()} == {
             name: text["tooltip"] for name, text in entry.get("inputs", {}).items()
         }
         assert [o.tooltip for o in schema.outputs] == [o["tooltip"] for o in entry["outputs"].values()]
@@ -90,8 +108,9 @@ def test_every_node_has_a_help_page(schemas, id: str):
     page = (ROOT / "web" / "docs" / f"{id}.md").read_text("utf-8")
     assert page.startswith(f"# {schemas[id].display_name}\n")
     assert "## Errors and cures" in page
-    for entry in (*schemas[id].inputs, *schemas[id].outputs):
-        assert f"**{entry.id or entry.display_name}**" in page
+    for entry in (*inputs_of(schemas[id]).values(), *schemas[id].outputs):
+        name = re.sub(r"_\d+$", "", entry.id or entry.display_name)  # lora_2 is explained with lora_1
+        assert f"**{name}" in page, name
 
 
 # the shipped workflow, as data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 
@@ -67,21 +68,64 @@ CONFIGS = {
             hidden_size=32, num_heads=2, intermediate_size=64, depth=1, num_position_embeddings=64
         ),
     ),
+    "qwen_image": dict(
+        image_model="qwen_image",
+        in_channels=64,
+        num_layers=2,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+    ),
 }
 
+RELEASES = {  # of those, with what only some releases have
+    "z_image_omni": {**CONFIGS["lumina2"], "siglip_feat_dim": 24},
+    "qwen_image_2511": {**CONFIGS["qwen_image"], "default_ref_method": "index_timestep_zero"},
+    "qwen_image_layered": {
+        **CONFIGS["qwen_image"],
+        "default_ref_method": "negative_index",
+        "use_additional_t_cond": True,
+    },
+}
 
-def build(name: str, dtype=torch.float32):
+LATENTS = {  # (C, [T,] H, W), of 16 image tokens; of 4 for HiDream-O1
+    "lumina2": (16, 8, 8),
+    "flux2": (128, 4, 4),
+    "hidream_o1": (3, 64, 64),
+    "qwen_image": (16, 1, 8, 8),
+    "z_image_omni": (16, 8, 8),
+    "qwen_image_2511": (16, 1, 8, 8),
+    "qwen_image_layered": (16, 3, 8, 8),
+}
+_TEXT_WIDTH = ("cap_feat_dim", "context_in_dim", "joint_attention_dim")  # what each network calls it
+
+
+def conditioning(name: str, seed: int, length: int = 7) -> list[Any]:
+    """A CONDITIONING of random text for a network."""
+    gen = torch.Generator().manual_seed(seed)
+    if name == "hidream_o1":
+        ids = torch.randint(5, 900, (1, length), generator=gen)
+        return [
+            [torch.zeros(1, 1, 1), {"text_input_ids": torch.cat([ids, torch.tensor([[151669, 151673]])], 1)}]
+        ]
+    config = (CONFIGS | RELEASES)[name]
+    width = next(config[key] for key in _TEXT_WIDTH if key in config)
+    return [[torch.randn(1, length, width, generator=gen), {}]]
+
+
+def build(name: str, dtype=torch.float32, **other_sizes: Any):
     """A tiny real MODEL with random weights, always the same ones."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
+    sizes = {**(CONFIGS | RELEASES)[name], **other_sizes}
     cls = {
         "lumina2": comfy.supported_models.ZImage,
         "flux2": comfy.supported_models.Flux2,
         "hidream_o1": comfy.supported_models.HiDreamO1,
-    }[name]
-    config = cls(dict(CONFIGS[name]))
+        "qwen_image": comfy.supported_models.QwenImage,
+    }[sizes["image_model"]]
+    config = cls(sizes)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     gen = torch.Generator().manual_seed(1)
@@ -139,15 +183,8 @@ def _slots(patcher) -> list[tuple[Target, int, int]]:
     from i2l.i2l_core.layouts import LAYOUTS
 
     weights = weights_of(patcher)
-    layout = next((layout for layout in LAYOUTS if layout.matches(weights)), None)
-    if layout is not None:
-        return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
-    linears = {
-        name: module
-        for name, module in patcher.model.diffusion_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    return [(Target(name), module.in_features, module.out_features) for name, module in linears.items()]
+    layout = next(layout for layout in LAYOUTS if layout.matches(weights))
+    return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:

@@ -14,6 +14,7 @@ import { say } from "./words.js";
 const NAME = "i2l_card"; // of the widget, of the property, and of what nodes report
 
 const WIDTH = 240; // of a node, at least, that has a card
+const MOST_LINES = 6;
 const STORE = "i2l_thumbnails";
 const MOST_REMEMBERED = 20;
 
@@ -21,7 +22,8 @@ const shown = new WeakMap(); // node -> { report, problem }
 
 /** A run has ended: show what the node reported, and keep it. `output` is the `ui` of the node. */
 export function showReport(node, output) {
-  const report = output?.[NAME]?.[0] ?? (output?.text && { lines: output.text });
+  // a node that ran for each entry of a list reported as often: the last one is shown
+  const report = output?.[NAME]?.at(-1) ?? (output?.text && { lines: shortened(output.text) });
   if (!report) return;
   show(node, { report, problem: "" });
   const { thumbnails, ...kept } = report;
@@ -134,7 +136,7 @@ function afterLayout(action) {
 
 function draw({ report = {}, problem }) {
   const loras = report.loras ?? [];
-  const warnings = (report.warnings ?? []).map(({ id, text }) => make("div", "i2l-warning", say(id, {}, text)));
+  const warnings = report.warnings?.map((one) => make("div", "i2l-warning", say(one.id, one, one.text))) ?? [];
   return [
     problem && make("div", "i2l-problem", problem),
     report.thumbnails?.length && thumbnails(report),
@@ -180,18 +182,22 @@ function line({ role }, facts) {
 
 /** One bar per block, as high as its change is large (the norm: the root of its energy); a gap between kinds. */
 function bars({ blocks, role }) {
-  const largest = Math.max(...blocks.map(([, share]) => share), 1e-9);
+  const largest = Math.max(...blocks.map(([, , share]) => share), 1e-9);
   const row = make("div", `i2l-bars i2l-${role}`);
   let last = "";
-  for (const [block, share] of blocks) {
-    const kind = block.replace(/\.\d+$/, "");
-    const bar = make("i", last && kind !== last ? "i2l-first" : "");
+  for (const [section, index, share] of blocks) {
+    const bar = make("i", last && section !== last ? "i2l-first" : "");
     bar.style.height = `${Math.max(6, 100 * Math.sqrt(share / largest))}%`;
-    bar.title = say("energy", { block, percent: (100 * share).toFixed(1) });
+    bar.title = say("energy", { block: `${section} ${index}`, percent: (100 * share).toFixed(1) });
     row.append(bar);
-    last = kind;
+    last = section;
   }
   return row;
+}
+
+function shortened(lines) {
+  const all = lines.flatMap((line) => line.split("\n"));
+  return all.length > MOST_LINES ? [...all.slice(0, MOST_LINES - 1), `… + ${all.length - MOST_LINES + 1}`] : all;
 }
 
 /** An element with a class and children; strings become text, never markup. */

@@ -92,7 +92,7 @@ function wire(node, names) {
   }
 }
 
-const isSocket = ({ name, type }) => name.startsWith(SOCKETS) && type === "IMAGE";
+const isSocket = ({ name, type }) => name.startsWith(SOCKETS) && type.split(",").includes("IMAGE");
 
 function freeSocket(node) {
   return node.inputs.findIndex((input) => isSocket(input) && input.link == null);

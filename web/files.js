@@ -6,7 +6,10 @@ import { everyNode } from "./graph.js";
 import { say } from "./words.js";
 
 /** Widgets that name files, and the folder these belong in. */
-const FILES = { LoadI2LPredictor: { predictor_name: "models/i2l" } };
+const FILES = {
+  LoadI2LPredictor: { predictor_name: "models/i2l" },
+  LoadLoRAFile: { lora_name: "models/loras" },
+};
 
 /** Say on a node which of its files is missing, or take that away. */
 export function checkFiles(node) {
