@@ -38,16 +38,16 @@ def main() -> None:
         for name, where in PRESETS.items():
             part = limit(loras, where)
             cases[name] = bench.paint(name, sampling, part, part) if part else cases["nowhere"]
-    none, whole = cases["nowhere"], cases[EVERYWHERE]
-    gain = float((none.style_distance - whole.style_distance).mean())
-    result = {
-        name: {
-            **case.figures(),
-            "share_of_gain": round(float((none.style_distance - case.style_distance).mean()) / gain, 3),
-            "by_factor": by_factor(bench, case),
+        none, whole = cases["nowhere"], cases[EVERYWHERE]
+        gain = float((none.style_distance - whole.style_distance).mean())
+        result = {
+            name: {
+                **case.figures(),
+                "share_of_gain": round(float((none.style_distance - case.style_distance).mean()) / gain, 3),
+                "by_factor": by_factor(bench, case),
+            }
+            for name, case in cases.items()
         }
-        for name, case in cases.items()
-    }
     print(json.dumps({**result, **bench.about()}))
 
 
