@@ -38,6 +38,11 @@ def prediction_card(references: Sequence[Reference], lora: LoRA, note: str = "")
     }
 
 
+def text_card(text: str) -> Card:
+    """The card of a node that has nothing to draw: what it says, line by line."""
+    return {"lines": text.splitlines()}
+
+
 def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
     """One LoRA of a card; `applied`: the entries of one that is on a model."""
     energies: dict[

@@ -80,7 +80,13 @@ ADD = """(kinds) => {
         node.pos = [(i % 4) * 500, Math.floor(i / 4) * 500];
         app.graph.add(node);
     });
-    app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState();
+}"""
+
+# What undo goes back to. The front end takes no such state while it still loads a graph.
+CAPTURED = """(count) => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    tracker.captureCanvasState();
+    return tracker.activeState?.nodes.length === count;
 }"""
 
 DROP = """([files, x, y]) => {
@@ -180,6 +186,7 @@ class FrontEnd:
         self.ask("() => app.extensionManager.toast.removeAll()")
         self.load({"version": 0.4, "nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0})
         self.ask(ADD, kinds)
+        self.wait(CAPTURED, len(kinds))
         self.settle()
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -217,9 +224,12 @@ class FrontEnd:
         return found
 
     def card(self, kind: str) -> str:
-        """The text of the card on the only node of a class; empty when there is no card."""
+        """The lines of the card on the only node of a class; empty when there is no card."""
         return self.node(
-            kind, "node.widgets?.find(({ name }) => name === 'i2l_card')?.element.innerText ?? ''"
+            kind,
+            r"""[...(node.widgets?.find(({ name }) => name === 'i2l_card')?.element.querySelectorAll(
+                ".i2l-problem, .i2l-lora > .i2l-line, .i2l-lines > div, .i2l-warning") ?? [])
+            ].map(({ textContent }) => textContent).join("\n")""",
         )
 
     def show(self, *kinds: str, around: int = 60) -> None:
@@ -258,6 +268,17 @@ class FrontEnd:
         found = self.page.locator(".p-toast-detail", has_text=words).first
         found.wait_for()
         return found.inner_text()
+
+    @contextmanager
+    def light(self) -> Iterator[None]:
+        """The light palette of the front end, for a while."""
+        palette = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
+        self.ask(palette, "light")
+        self.settle()
+        try:
+            yield
+        finally:
+            self.ask(palette, "dark")
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)

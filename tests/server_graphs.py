@@ -45,9 +45,12 @@ def changed(prompt: Prompt, kind: str, **inputs: Any) -> Prompt:
     return new
 
 
+def graph(**nodes: tuple[str, dict[str, Any]]) -> Prompt:
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
 def extended(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
-    more = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
-    return {**copy.deepcopy(prompt), **more}
+    return {**copy.deepcopy(prompt), **graph(**nodes)}
 
 
 def both_loras(predict: str, demo: str, **more: Any) -> dict[str, Any]:

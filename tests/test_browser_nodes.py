@@ -7,15 +7,27 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from front_end import Dropped, FrontEnd
-from server_graphs import WORKFLOW, changed, find, guided, start_here
+from PIL import Image
+from server_graphs import WORKFLOW, Prompt, changed, find, graph, guided, start_here
 
+from i2l.i2l_core.lora import LoRA, LowRank, Target
+from i2l.i2l_core.lora_file import save
 from i2l.tools.comfy_server import ComfyServer
 from i2l.tools.host import PACK_FOLDER
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
 GLASS = sorted((WORKFLOW.parent / "references").glob("glass_*.png"))
+OF_LIBRARY = (
+    "ImagesFromFolder",
+    "ImagesToLoRA",
+    "LoRABlocks",
+    "FuseLoRAs",
+    "SavePredictedLoRA",
+    "LoadLoRAFile",
+)
 both_renderers = pytest.mark.parametrize(
     "front_end", [{}, {"Comfy.VueNodes.Enabled": True}], ids=["classic", "vue"], indirect=True
 )
@@ -52,8 +64,8 @@ def test_asymmetric_guidance_shows_both_sides_and_warns_at_cfg_1(
     front_end.show("AsymmetricGuider", "ImagesToLoRA")
     front_end.screenshot(f"guider_cfg_1_{front_end.renderer}")
     text = front_end.card("AsymmetricGuider")
-    assert re.search(rf"style × {strength:.2f} · (\d+) of \1 layers · positive side", text)
-    assert re.search(r"neutral × 1\.00 · (\d+) of \1 layers · negative side", text)
+    assert re.search(rf"style × {strength:.2f} · (\d+) of \1 layers · positive", text)
+    assert re.search(r"neutral × 1\.00 · (\d+) of \1 layers · negative", text)
     warning = front_end.page.locator(".i2l-warning")
     assert warning.is_visible()
     assert "cfg is 1" in warning.inner_text()
@@ -102,6 +114,69 @@ def test_a_workflow_loads_whatever_its_card_holds(front_end: FrontEnd, card: Any
     assert front_end.ask("() => [...app.graph.links.values()].length") == len(workflow["links"])
 
 
+@pytest.fixture(scope="module")
+def library(comfy_server: ComfyServer) -> Prompt:
+    """Two styles in a folder with many broken pictures, each cut down to some blocks, mixed and saved."""
+    folder = comfy_server.input / "styles"
+    for style, colour in {"ink": "black", "oil": "red"}.items():
+        (folder / style).mkdir(parents=True)
+        Image.new("RGB", (64, 48), colour).save(folder / style / "one.png")
+    for i in range(12):
+        (folder / "ink" / f"broken_{i}.png").write_bytes(b"nothing that Pillow reads")
+    lora = LoRA({Target("layers.0.attention.qkv"): LowRank(torch.rand(2, 8), torch.rand(24, 2))})
+    loras = comfy_server.base / "models" / "loras"
+    loras.mkdir(parents=True, exist_ok=True)
+    save(lora, loras / "browser.safetensors")
+    fusion = {"loras": "2", "loras.lora_1": ["blocks", 0], "loras.weight_1": 1.0, "method": "concat"}
+    strengths = dict.fromkeys(("attention", "mlp", "other", "image", "text"), 1.0)
+    return graph(
+        demo=("LoadI2LDemo", {}),
+        styles=("ImagesFromFolder", {"folder": "styles", "most_pictures": 20}),
+        predict=("ImagesToLoRA", {"predictor": ["demo", 3], "images.image0": ["styles", 0]}),
+        blocks=("LoRABlocks", {"lora": ["predict", 0], "preset": "everywhere", "depth": "", **strengths}),
+        fuse=("FuseLoRAs", {**fusion, "loras.lora_2": ["blocks", 0], "loras.weight_2": 0.5}),
+        save=("SavePredictedLoRA", {"lora": ["fuse", 0], "filename": ["styles", 1]}),
+        file=("LoadLoRAFile", {"lora_name": "browser.safetensors"}),
+        preview=("LoRAPreview", {"lora": ["file", 0], "width": 600}),
+    )
+
+
+@both_renderers
+def test_what_a_node_reports_stands_on_it(front_end: FrontEnd, library: Prompt):
+    """Also of a node that ran for each entry of a list, and also when it is long: then it is scrolled."""
+    front_end.ask("() => app.refreshComboInNodes()")  # files that have come since
+    front_end.ask("(prompt) => app.loadApiJson(prompt, 'library')", library)
+    front_end.settle()
+    end = front_end.run()
+    assert end["type"] == "execution_success", end
+    front_end.wait("() => app.graph.nodes.filter(({ properties }) => properties.i2l_card).length === 6")
+    assert front_end.card("ImagesFromFolder").startswith("2 styles, 2 pictures\nleft out: ")
+    assert front_end.card("ImagesToLoRA").startswith("style 1 reference · rank 4 · 40 layers\n")
+    assert "The last of 2 runs." in front_end.card("ImagesToLoRA")
+    assert front_end.card("LoRABlocks") == "acts in 40 of 40 layers"
+    assert re.fullmatch(
+        r"saved as ink.*\.safetensors\nsaved as oil.*\.safetensors", front_end.card("SavePredictedLoRA")
+    )
+    assert front_end.card("FuseLoRAs") == "rank 4 + 4 -> 8, the exact sum"
+    assert front_end.card("LoadLoRAFile") == "1 layers, rank 2, for an unknown base model"
+
+    front_end.show("ImagesFromFolder")
+    box = front_end.page.locator(".i2l-lines", has_text="2 styles, 2 pictures")
+    shown, whole = box.evaluate("(box) => [box.clientHeight, box.scrollHeight]")
+    assert shown == 8 * 16 < whole
+    scale = front_end.ask("() => app.canvas.ds.scale")
+    box.click()
+    front_end.page.mouse.wheel(0, 50)
+    box.evaluate(
+        "(box) => new Promise((done) => box.scrollTop ? done() : box.addEventListener('scroll', done))"
+    )
+    assert front_end.ask("() => app.canvas.ds.scale") == scale
+    front_end.show(*OF_LIBRARY)
+    front_end.screenshot(f"reports_{front_end.renderer}")
+    with front_end.light():
+        front_end.screenshot(f"reports_{front_end.renderer}_light")
+
+
 @both_renderers
 def test_pictures_dropped_on_the_node_become_its_references(front_end: FrontEnd, comfy_server: ComfyServer):
     front_end.start_over("LoadI2LDemo", "ImagesToLoRA")
@@ -129,7 +204,7 @@ def test_pictures_dropped_on_the_node_become_its_references(front_end: FrontEnd,
     front_end.show("ImagesToLoRA", "LoadImage", "LoadI2LDemo")
     front_end.screenshot(f"dropped_{front_end.renderer}")
 
-    front_end.page.keyboard.press("Control+z")
+    front_end.ask("() => app.extensionManager.command.execute('Comfy.Undo')")
     front_end.wait("() => app.graph.nodes.length === 2")
     assert front_end.node("ImagesToLoRA", "node.inputs.filter(({ link }) => link != null).length") == 0
 

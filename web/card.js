@@ -13,8 +13,8 @@ import { say } from "./words.js";
 
 const NAME = "i2l_card"; // of the widget, of the property, and of what nodes report
 
-const WIDTH = 240; // of a node, at least, that has a card
-const MOST_LINES = 6;
+export const WIDTH = 240; // of a node, at least, that has a card
+const MOST_LINES = 200; // kept with the workflow
 const STORE = "i2l_thumbnails";
 const MOST_REMEMBERED = 20;
 
@@ -22,8 +22,7 @@ const shown = new WeakMap(); // node -> { report, problem }
 
 /** A run has ended: show what the node reported, and keep it. `output` is the `ui` of the node. */
 export function showReport(node, output) {
-  // a node that ran for each entry of a list reported as often: the last one is shown
-  const report = output?.[NAME]?.at(-1) ?? (output?.text && { lines: shortened(output.text) });
+  const report = joined(output?.[NAME] ?? []);
   if (!report) return;
   show(node, { report, problem: "" });
   const { thumbnails, ...kept } = report;
@@ -70,8 +69,18 @@ function show(node, change) {
   node.graph?.setDirtyCanvas(true, true);
 }
 
+/** A node that runs for each entry of a list reports as often: the last report, with what any of them says. */
+function joined(reports) {
+  const last = reports.at(-1);
+  const said = [...new Set(reports.flatMap(({ lines }) => lines ?? []))];
+  const lines = said.slice(0, MOST_LINES);
+  if (said.length > MOST_LINES) lines.push(`… + ${said.length - MOST_LINES}`);
+  return last && { ...last, lines, ...(reports.length > 1 && { runs: reports.length }) };
+}
+
 function addWidget(node) {
   const element = make("div", "i2l-card");
+  passOn(element);
   let height = 0;
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false,
@@ -87,6 +96,30 @@ function addWidget(node) {
   };
   widget.options.afterResize = widget.measure;
   return widget;
+}
+
+/** What is not for the card is for the canvas. Vue nodes see to that themselves. */
+function passOn(element) {
+  element.addEventListener("wheel", (event) => {
+    if (LiteGraph.vueNodesMode || (isScrolled(event.target) && !event.ctrlKey)) return;
+    event.preventDefault();
+    app.canvas.processMouseWheel(event);
+  });
+  const drag = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
+  for (const [type, process] of Object.entries(drag)) {
+    element.addEventListener(type, (event) => {
+      if (LiteGraph.vueNodesMode) {
+        if (isScrolled(event.target)) event.stopPropagation(); // its bar is dragged, not the node
+      } else if (event.button === 1 || event.buttons & 4) {
+        app.canvas[process](event); // the middle button moves the view
+      }
+    });
+  }
+}
+
+function isScrolled(target) {
+  const box = target.closest(".i2l-lines");
+  return box && box.scrollHeight > box.clientHeight;
 }
 
 /** Pixels that a copy of the card takes at a width. The card itself may not be on the page. */
@@ -136,14 +169,24 @@ function afterLayout(action) {
 
 function draw({ report = {}, problem }) {
   const loras = report.loras ?? [];
+  const said = (report.lines ?? []).map((text) => make("div", "", String(text)));
+  if (loras.length && report.runs > 1) said.unshift(make("div", "", say("last_of", { n: report.runs })));
   const warnings = report.warnings?.map((one) => make("div", "i2l-warning", say(one.id, one, one.text))) ?? [];
   return [
     problem && make("div", "i2l-problem", problem),
     report.thumbnails?.length && thumbnails(report),
     ...loras.map((lora) => (lora.landed === undefined ? predicted(report, lora) : applied(lora))),
-    ...(report.lines ?? []).map((text) => make("div", "i2l-line", text)),
+    said.length && lines(said),
     ...warnings,
   ].filter(Boolean);
+}
+
+/** Lines of text; more of them than fit are scrolled. */
+function lines(said) {
+  const box = make("div", "i2l-lines", ...said);
+  box.dataset.captureWheel = "true"; // a Vue node leaves the wheel to it, once it was clicked
+  box.tabIndex = -1;
+  return box;
 }
 
 function thumbnails({ thumbnails, references }) {
@@ -193,11 +236,6 @@ function bars({ blocks, role }) {
     last = section;
   }
   return row;
-}
-
-function shortened(lines) {
-  const all = lines.flatMap((line) => line.split("\n"));
-  return all.length > MOST_LINES ? [...all.slice(0, MOST_LINES - 1), `… + ${all.length - MOST_LINES + 1}`] : all;
 }
 
 /** An element with a class and children; strings become text, never markup. */

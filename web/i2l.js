@@ -1,7 +1,7 @@
 /** ComfyUI-i2L in the front end: cards on nodes, pictures dropped on a node, pictures that templates bring. */
 
 import { app } from "../../scripts/app.js";
-import { showKept, showReport } from "./card.js";
+import { showKept, showReport, WIDTH } from "./card.js";
 import { takeDrops } from "./drop.js";
 import { checkAllFiles, checkFiles } from "./files.js";
 import { listPicture, placePictures } from "./pictures.js";
@@ -37,6 +37,11 @@ app.registerExtension({
     chain(nodeType.prototype, "onConfigure", showKept);
     chain(nodeType.prototype, "onWidgetChanged", checkFiles);
     if (name === "ImagesToLoRA") takeDrops(nodeType, input.required.images?.[1].template?.max ?? Infinity);
+  },
+
+  nodeCreated(node) {
+    // titles fit, and a card does not widen it
+    if (isOurs(node) && node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   },
 
   beforeConfigureGraph: placePictures,
