@@ -152,15 +152,24 @@ class VisionEncoder(nn.Module):
             tokens.extend(self(torch.stack(prepared[start:end])))
         return tokens
 
-    def preprocess(self, image: Tensor) -> Tensor:
-        """(H, W, 3) floats 0..1 -> normalised (3, h, w), the encoder's sizes, on its own device."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the patch tokens of a picture of this size; tokens go row by row."""
+        high, wide = self._input_size(height, width)
+        return high // self.config.patch, wide // self.config.patch
+
+    def _input_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels that a picture of this size is resized to"""
         config = self.config
         if config.kind == SQUARE:
             assert config.image_size is not None
-            size = (config.image_size, config.image_size)
-        else:
-            assert config.max_patches is not None
-            size = naflex_size(image.shape[0], image.shape[1], config.patch, config.max_patches)
+            return config.image_size, config.image_size
+        assert config.max_patches is not None
+        return naflex_size(height, width, config.patch, config.max_patches)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """(H, W, 3) floats 0..1 -> normalised (3, h, w), the encoder's sizes, on its own device."""
+        config = self.config
+        size = self._input_size(image.shape[0], image.shape[1])
         x = image.movedim(-1, 0)[None].float()  # HWC -> BCHW
         x = F.interpolate(x, size, mode=config.resample, antialias=True).clamp(0, 1)[0]
         mean, std = (x.new_tensor(values)[:, None, None] for values in (config.mean, config.std))

@@ -1,14 +1,17 @@
-"""IMAGE batches from sockets -> single reference pictures, each of its own size."""
+"""IMAGE batches from sockets -> single reference pictures, each of its own size, with its weight and mask."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import shown
 from .errors import I2LError
 
 MIN_SIDE = 8  # pixels; below this a picture shows no style
@@ -18,32 +21,63 @@ GRAY = 128 / 255  # the neutral picture of the paper, section 3.4
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One reference picture.
+    """One reference picture, how much it counts, and which part of it is looked at.
 
-    `pixels`: (H, W, 3) float32, 0..1. `hash`: sha256 of size and pixels in hex; equal pictures, equal hashes.
+    `pixels`: (H, W, 3) float32, 0..1. `weight`: finite, 0 or more; 2 counts as the picture given twice, 0 as
+    not given. `mask`: (H, W) float32, 0..1, 1 where the style is taken from; None: everywhere, and so is a
+    mask of ones. `hash`: sha256 of size and pixels in hex; equal pictures, equal hashes; `mask_hash` likewise,
+    empty without a mask. Raises I2LError for a weight or a mask that makes no sense.
     """
 
     pixels: Tensor
+    weight: float = 1.0
+    mask: Tensor | None = None
     hash: str = field(init=False)
+    mask_hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        pixels = self.pixels.detach().to("cpu", torch.float32).contiguous()
-        digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]};".encode())
-        digest.update(pixels.numpy().tobytes())
-        object.__setattr__(self, "hash", digest.hexdigest())
+        if type(self.weight) not in (int, float) or not 0 <= self.weight < math.inf:
+            raise I2LError(
+                f"the weight of a reference must be a finite number, 0 or more, got {shown(self.weight)}"
+            )
+        object.__setattr__(self, "mask", _checked_mask(self.mask, self.size))
+        object.__setattr__(self, "hash", _hash(self.pixels))
+        object.__setattr__(self, "mask_hash", "" if self.mask is None else _hash(self.mask))
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels"""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    def filled(self) -> Reference:
+        """For predictors that see the whole picture as one: the mean colour of what the mask shows, elsewhere.
 
-def references_from(batches: Mapping[str, Tensor | None] | Sequence[Tensor | None]) -> list[Reference]:
+        The result has no mask; a picture without one is returned as it is.
+        """
+        if self.mask is None:
+            return self
+        share = self.mask[..., None]
+        mean = (self.pixels * share).sum(dim=(0, 1)) / share.sum()
+        return Reference(self.pixels * share + mean * (1 - share), self.weight)
+
+
+def counted(references: Sequence[Reference]) -> list[Reference]:
+    """The references whose weight is above zero. Raises I2LError when none is left."""
+    found = [reference for reference in references if reference.weight > 0]
+    if not found:
+        raise I2LError("the weights of all references are 0; give at least one of them a weight above 0")
+    return found
+
+
+Batch = Tensor | Sequence[Reference]
+
+
+def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]) -> list[Reference]:
     """Every picture of every batch, in order.
 
-    `batches`: IMAGE tensors (B, H, W, C), floats 0..1, C = 1, 3 or 4; by input name, or in order as image0,
-    image1, ... None is an input that is not connected. Alpha is composited over white, one channel is
-    repeated, values outside 0..1 are clamped.
+    `batches`: IMAGE tensors (B, H, W, C), floats 0..1, C = 1, 3 or 4, or references ready made; by input name,
+    or in order as image0, image1, ... None is an input that is not connected. Alpha is composited over white,
+    one channel is repeated, values outside 0..1 are clamped.
 
     Raises I2LError naming the input ("images.image1", and which picture of a batch) when there is no picture
     at all, a batch is empty or not an image, or a picture is too small, too narrow or not finite.
@@ -52,11 +86,36 @@ def references_from(batches: Mapping[str, Tensor | None] | Sequence[Tensor | Non
         batches = {f"image{i}": batch for i, batch in enumerate(batches)}
     references = []
     for name, batch in batches.items():
-        if batch is not None:
+        if isinstance(batch, Tensor):
             references += _split(f"images.{name}", batch)
+        elif batch is not None:
+            references += batch
     if not references:
         raise I2LError("images: expected at least one reference picture, got none; connect an image")
     return references
+
+
+def weighted(image: Tensor, weight: float, mask: Tensor | None = None) -> list[Reference]:
+    """The pictures of one IMAGE batch with one weight, and a mask for all of them or one for each.
+
+    `mask`: (H, W) or (N, H, W), N = 1 or the number of pictures, of any size: it is resized to the pictures.
+    Raises I2LError as `references_from` and `Reference` do.
+    """
+    references = _split("image", image)
+    masks: list[Tensor | None] = [None] * len(references)
+    if mask is not None:
+        if mask.ndim not in (2, 3) or not mask.is_floating_point() or 0 in mask.shape:
+            raise I2LError(f"mask: expected a MASK (height, width), got {mask.dtype} {tuple(mask.shape)}")
+        batch = mask.reshape(-1, *mask.shape[-2:])
+        if len(batch) not in (1, len(references)):
+            raise I2LError(
+                f"mask: got {len(batch)} masks for {len(references)} pictures; give one, or one for each"
+            )
+        masks = list(batch.expand(len(references), -1, -1))
+    return [
+        replace(reference, weight=weight, mask=part)
+        for reference, part in zip(references, masks, strict=True)
+    ]
 
 
 def gray(like: Reference | tuple[int, int]) -> Reference:
@@ -100,3 +159,28 @@ def _rgb(picture: Tensor) -> Tensor:
         rgb, alpha = picture[..., :3], picture[..., 3:]
         return rgb * alpha + (1 - alpha)
     return picture.expand(-1, -1, 3).contiguous()
+
+
+def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+    """(h, w) of any size -> (H, W) float32 on the CPU, or None when it is one everywhere."""
+    if mask is None:
+        return None
+    mask = mask.detach().to("cpu", torch.float32)
+    if not torch.isfinite(mask).all():
+        raise I2LError("mask: it holds NaN or infinite values")
+    if tuple(mask.shape) != size:
+        mask = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    mask = mask.clamp(0, 1)
+    if not mask.any():
+        raise I2LError(
+            "mask: it is black everywhere, so nothing of the picture is left; paint white where the style is, "
+            "or disconnect it (Load Image gives a black mask for pictures without transparency)"
+        )
+    return None if bool((mask == 1).all()) else mask.contiguous()
+
+
+def _hash(values: Tensor) -> str:
+    values = values.detach().to("cpu", torch.float32).contiguous()
+    digest = hashlib.sha256(f"{values.shape[0]}x{values.shape[1]};".encode())
+    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

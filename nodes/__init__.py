@@ -8,12 +8,14 @@ from .demo import LoadI2LDemo
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
 from .predict import ImagesToLoRA
+from .reference import StyleReference
 from .save import SavePredictedLoRA
 
 __all__ = ["NODES", "on_load"]
 
 NODES = (
     LoadI2LPredictor,
+    StyleReference,
     ImagesToLoRA,
     ApplyPredictedLoRA,
     AsymmetricCFG,

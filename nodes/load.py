@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, predictor_files, predictor_path
-from ..i2l_core.host.memory import load_host_predictor
+from ..i2l_core.host.open import open_predictor
 from .sockets import CATEGORY, Predictor
 
 NO_FILES = "put a predictor into models/i2l"
@@ -25,6 +25,7 @@ class LoadI2LPredictor(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "predictor_name",
+                    display_name="predictor",
                     options=predictor_files() or [NO_FILES],
                     tooltip="A .safetensors predictor file in models/i2l. Press R to list a file just added.",
                 ),
@@ -51,4 +52,4 @@ class LoadI2LPredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, predictor_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_host_predictor(predictor_path(predictor_name)))
+        return io.NodeOutput(open_predictor(predictor_path(predictor_name)))

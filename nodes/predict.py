@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ..i2l_core.host.lora_model import PredictedLoRA
-from ..i2l_core.host.memory import HostPredictor
-from ..i2l_core.host.predict import predict_lora
-from ..i2l_core.images import references_from
-from .sockets import CATEGORY, LoraModel, Predictor
+from ..i2l_core.host.predictor import HostPredictor
+from ..i2l_core.images import Batch, references_from
+from .sockets import CATEGORY, LoraModel, Predictor, Reference
 
 MAX_INPUTS = 64
 
@@ -18,9 +16,11 @@ MAX_INPUTS = 64
 class ImagesToLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        picture = io.Image.Input(
+        picture = io.MultiType.Input(
             "image",
-            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own.",
+            types=[io.Image, Reference],
+            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own. From "
+            "Style Reference it comes with a weight and a mask.",
             optional=True,
         )
         return io.Schema(
@@ -61,10 +61,10 @@ class ImagesToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, predictor: HostPredictor, images: dict[str, Tensor | None] | None = None
+        cls, predictor: HostPredictor, images: dict[str, Batch | None] | None = None
     ) -> io.NodeOutput:
         references = references_from(images or {})
         bar = ProgressBar(len(references) + 2)
-        found = predict_lora(predictor, references, bar.update_absolute)
+        found = predictor.predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
         return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))

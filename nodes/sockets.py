@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 CATEGORY = "i2L"
 
-Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.host.memory.HostPredictor
+Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.host.predictor.HostPredictor
+Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.images.Reference
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import CONFIGS
@@ -9,36 +11,83 @@ from tiny_models import CONFIGS
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.layouts import LAYOUTS, MODELS, Line, find_model, recognise
 from i2l.i2l_core.layouts.flux2 import FLUX2
+from i2l.i2l_core.layouts.hidream_o1 import HIDREAM_O1
 from i2l.i2l_core.layouts.lumina2 import LUMINA2
 from i2l.i2l_core.layouts.table import Layout
 from i2l.i2l_core.lora import LowRank, Target
 
-FLUX2_SIZES = {  # id: hidden, heads, double, single, text width, guidance; black-forest-labs/flux2, model.py
-    "flux2-klein-4b": (3072, 24, 5, 20, 7680, False),
-    "flux2-klein-9b": (4096, 32, 8, 24, 12288, False),
-    "flux2-dev": (6144, 48, 8, 48, 15360, True),
-}
+META: dict[str, Any] = dict(device="meta", dtype=torch.bfloat16)
 
 
-def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560):
+def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560, siglip=None):
     """ComfyUI's own Z-Image network on the meta device."""
     from comfy.ldm.lumina.model import NextDiT
     from comfy.ops import disable_weight_init
 
     sizes = dict(dim=dim, n_layers=layers, n_refiner_layers=refiners, n_heads=heads, n_kv_heads=heads)
     axes = [dim // heads // 4, dim // heads * 3 // 8, dim // heads * 3 // 8]
-    config = {**CONFIGS["lumina2"], **sizes, "axes_dims": axes, "cap_feat_dim": text}
-    return NextDiT(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
+    config = {
+        **CONFIGS["lumina2"],
+        **sizes,
+        "axes_dims": axes,
+        "cap_feat_dim": text,
+        "siglip_feat_dim": siglip,
+    }
+    return NextDiT(**config, **META, operations=disable_weight_init)
 
 
 def meta_flux2(hidden, heads, double, single, text, guidance=False):
-    """ComfyUI's own FLUX.2 network on the meta device."""
+    """ComfyUI's own FLUX.2 network on the meta device. Sizes: black-forest-labs/flux2, model.py."""
     from comfy.ldm.flux.model import Flux
     from comfy.ops import disable_weight_init
 
     sizes = dict(hidden_size=hidden, num_heads=heads, depth=double, depth_single_blocks=single)
     config = {**CONFIGS["flux2"], **sizes, "context_in_dim": text, "guidance_embed": guidance}
-    return Flux(**config, device="meta", dtype=torch.bfloat16, operations=disable_weight_init)
+    return Flux(**config, **META, operations=disable_weight_init)
+
+
+def meta_hidream_o1():
+    """ComfyUI's own HiDream-O1 network, whose default is the full size, on the meta device."""
+    from comfy.ldm.hidream_o1.model import HiDreamO1Transformer
+    from comfy.ops import disable_weight_init
+
+    return HiDreamO1Transformer(**META, operations=disable_weight_init)
+
+
+def meta_qwen_image(**sizes):
+    """ComfyUI's own Qwen-Image network, whose default is the full size, on the meta device."""
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+    from comfy.ops import disable_weight_init
+
+    return QwenImageTransformer2DModel(**sizes, **META, operations=disable_weight_init)
+
+
+NETWORKS = {  # name: (id of the base model, ComfyUI's network in full size, how many layers the reference has)
+    "Z-Image": ("z-image", meta_lumina2, 276),
+    "Z-Image Omni": ("z-image", lambda: meta_lumina2(siglip=1152), 276 + 1 + 2 * 7),
+    "FLUX.2 klein 4B": ("flux2-klein-4b", lambda: meta_flux2(3072, 24, 5, 20, 7680), 109),
+    "FLUX.2 klein 9B": ("flux2-klein-9b", lambda: meta_flux2(4096, 32, 8, 24, 12288), 12 * 8 + 2 * 24 + 9),
+    "FLUX.2 dev": ("flux2-dev", lambda: meta_flux2(6144, 48, 8, 48, 15360, True), 12 * 8 + 2 * 48 + 11),
+    "HiDream-O1": ("hidream-o1", meta_hidream_o1, 374 - 7),  # see absent
+    "Qwen-Image": ("qwen-image", meta_qwen_image, 14 * 60 + 6),
+    "Qwen-Image-Edit-2511": (
+        "qwen-image",
+        lambda: meta_qwen_image(default_ref_method="index_timestep_zero"),
+        14 * 60 + 6,
+    ),
+    "Qwen-Image-Layered": ("qwen-image", lambda: meta_qwen_image(use_additional_t_cond=True), 14 * 60 + 6),
+    "tiny": ("i2l-tiny", lambda: meta_lumina2(256, 6, 1, 4, 128), 6 * 8 + 8 + 7 + 6),
+}
+
+
+@pytest.fixture(scope="module")
+def networks(host):
+    """Name -> the parameters of ComfyUI's network, and which of its layers are linear."""
+    found = {}
+    for name, (_, make, _) in NETWORKS.items():
+        network = make()
+        found[name] = shapes(network), linear_weights(network)
+    return found
 
 
 def shapes(network) -> dict[str, tuple[int, ...]]:
@@ -49,63 +98,93 @@ def linear_weights(network) -> set[str]:
     return {name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def check_coverage(network, layout: Layout, count: int) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_linear_is_covered_once(networks, name):
     """Every Linear of the network has lines for all of its rows, once; no line points elsewhere."""
-    weights = shapes(network)
-    slots = layout.slots(weights)
+    id, _, count = NETWORKS[name]
+    weights, linear = networks[name]
+    base = recognise(weights)
+    assert base.id == id
+    slots = base.layout.slots(weights)
     assert len(slots) == len({slot.name for slot in slots}) == count
-    assert {slot.target.weight for slot in slots} == linear_weights(network)
-    covered: dict[str, list[tuple[int, int]]] = {}
-    for slot in slots:
-        d_out, d_in = weights[f"{slot.target.weight}.weight"]
-        start, length = slot.target.rows or (0, d_out)
-        assert (slot.d_out, slot.d_in) == (length, d_in)
-        covered.setdefault(slot.target.weight, []).append((start, length))
-    for weight, runs in covered.items():
+    assert {slot.target.weight for slot in slots} == linear
+    for weight, parts in base.layout.by_weight(weights).items():
+        d_out, d_in = weights[f"{weight}.weight"]
         end = 0
-        for start, length in sorted(runs):
+        for slot in parts:
+            start, length = slot.target.rows or (0, d_out)
             assert start == end
+            assert (slot.d_out, slot.d_in) == (length, d_in)
             end += length
-        assert end == weights[f"{weight}.weight"][0]
+        assert end == d_out
 
 
-def test_z_image_is_covered(host):
-    network = meta_lumina2()
-    check_coverage(network, LUMINA2, 276)
-    assert recognise(shapes(network)).id == "z-image"
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_are_those_of_the_network(networks, name):
+    """A base model knows the shape of each of its layers when it is not loaded."""
+    weights, linear = networks[name]
+    base = recognise(weights)
+    known = base.layout.weights(base.layout.read_sizes(weights))
+    assert known == {f"{weight}.weight": weights[f"{weight}.weight"] for weight in linear}
+    if name == "Z-Image":  # knows the eyes of Omni as well
+        assert known.items() < base.weights().items()
+    else:
+        assert known == base.weights()
 
 
-def test_z_image_names_are_the_hosts_own(host):
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
+def test_every_name_leads_to_its_layer_and_back(model):
+    weights = model.weights()
+    names, back = model.layout.by_name(weights), model.layout.by_weight(weights)
+    for slot in model.layout.slots(weights):
+        assert names[slot.name] is slot or names[slot.name] == slot
+        assert slot in back[slot.target.weight]
+        whole = names[slot.target.weight]
+        assert whole.target.weight == slot.target.weight
+        assert not whole.swapped
+        assert whole.target.rows is None
+        assert (whole.d_out, whole.d_in) == weights[f"{slot.target.weight}.weight"]
+    assert set(names) == {slot.name for slot in names.values()}
+    assert len({name.replace(".", "_") for name in names}) == len(names)  # kohya's names stay apart
+
+
+def test_what_the_host_has_not_is_known_by_name():
+    mergers = [f"model.visual.deepstack_merger_list.{i}.linear_fc{k}" for i in range(3) for k in (1, 2)]
+    assert all(HIDREAM_O1.lacks(name) for name in [*mergers, "lm_head"])
+    others = ["model.visual.merger.linear_fc1", "lm_head.x", "lm_headx", mergers[0].replace(".0.", ".{}.")]
+    assert not any(HIDREAM_O1.lacks(name) for name in others)
+
+
+def test_relatives_of_qwen_image_are_not_taken_for_it(host):
+    """Mage-Flow is the same network in other sizes."""
+    with pytest.raises(
+        I2LError, match=r"Qwen-Image class, but its sizes \(hidden 3072, text 2560, layers 12\)"
+    ):
+        recognise(shapes(meta_qwen_image(num_layers=12, joint_attention_dim=2560)))
+
+
+def test_every_network_is_of_one_class(networks):
+    for weights, _ in networks.values():
+        assert [layout for layout in LAYOUTS if layout.matches(weights)] == [recognise(weights).layout]
+
+
+def test_z_image_names_are_the_hosts_own(networks):
     """The rows of every name that ComfyUI's LoRA loader knows are the ones in our table."""
     from comfy.utils import z_image_to_diffusers
 
-    network = meta_lumina2()
     theirs = z_image_to_diffusers({"n_layers": 30, "dim": 3840, "n_refiner_layers": 2})
-    for slot in LUMINA2.slots(shapes(network)):
+    for slot in LUMINA2.slots(networks["Z-Image"][0]):
         found = theirs[f"{slot.name}.weight"]
         weight, rows = (found, None) if isinstance(found, str) else (found[0], found[1][1:])
         assert Target(weight.removesuffix(".weight"), rows) == slot.target
 
 
-@pytest.mark.parametrize("id", FLUX2_SIZES)
-def test_flux2_is_covered(host, id):
-    hidden, heads, double, single, text, guidance = FLUX2_SIZES[id]
-    network = meta_flux2(hidden, heads, double, single, text, guidance)
-    # 12 lines per double block, 2 per single; around them 9, with guidance 11
-    count = 12 * double + 2 * single + 9 + 2 * guidance
-    check_coverage(network, FLUX2, count)
-    assert recognise(shapes(network)).id == id
-    if id == "flux2-klein-4b":
-        assert count == 109
-
-
-def test_flux2_names_are_the_hosts_own_where_it_has_them(host):
+def test_flux2_names_are_the_hosts_own_where_it_has_them(networks):
     from comfy.utils import flux_to_diffusers
 
-    network = meta_flux2(3072, 24, 5, 20, 7680)
     theirs = flux_to_diffusers({"depth": 5, "depth_single_blocks": 20, "hidden_size": 3072})
     dropped = []
-    for slot in FLUX2.slots(shapes(network)):
+    for slot in FLUX2.slots(networks["FLUX.2 klein 4B"][0]):
         found = theirs.get(f"{slot.name}.weight")
         if found is None:
             dropped.append(slot.name)
@@ -122,15 +201,9 @@ def test_flux2_names_are_the_hosts_own_where_it_has_them(host):
     ]
 
 
-def test_the_tiny_model_shares_the_table(host):
-    network = meta_lumina2(dim=256, layers=6, refiners=1, heads=4, text=128)
-    check_coverage(network, LUMINA2, 6 * 8 + 8 + 7 + 6)
-    assert recognise(shapes(network)).id == "i2l-tiny"
-
-
 def test_other_models_are_refused_with_the_known_ones(host):
     other_size = shapes(meta_flux2(256, 2, 1, 2, 48))
-    with pytest.raises(I2LError, match=r"but its sizes \(hidden 256, double 1, single 2, text 48"):
+    with pytest.raises(I2LError, match=r"but its sizes \(hidden 256, text 48, double 1, single 2"):
         recognise(other_size)
     with pytest.raises(I2LError) as error:
         recognise({"input_blocks.0.weight": (4, 4)})
@@ -164,6 +237,8 @@ def test_the_tables_are_sound():
         names = [line.name for line in layout.lines]
         assert len(names) == len(set(names))
         assert all(line.name.count("{}") == line.weight.count("{}") <= 1 for line in layout.lines)
+        assert not set(layout.absent) & set(names)
+        assert all(0 not in line.size for line in layout.lines)
     ids = [model.id for model in MODELS]
     assert len(ids) == len(set(ids))
     assert find_model("z-image") is MODELS[0]

@@ -21,9 +21,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def predictor(host, path: Path):
-    from i2l.i2l_core.host.memory import load_host_predictor
+    from i2l.i2l_core.host.query_predictor import load_query_predictor
 
-    return load_host_predictor(path)
+    return load_query_predictor(path)
 
 
 def pictures(*sizes: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -102,7 +102,7 @@ def test_alpha_and_one_channel_are_taken(predictor):
 
 
 def test_prediction_is_deterministic_and_the_neutral_one_is_kept(predictor):
-    from i2l.i2l_core.host.predict import MAX_NEUTRALS
+    from i2l.i2l_core.host.query_predictor import MAX_NEUTRALS
 
     images = pictures((64, 64))
     first, second = run(predictor, images), run(predictor, images)
@@ -115,7 +115,7 @@ def test_prediction_is_deterministic_and_the_neutral_one_is_kept(predictor):
     for count in range(2, MAX_NEUTRALS + 3):
         run(predictor, {"image0": torch.rand(count, 16, 16, 3)})
     assert len(predictor.neutrals) == MAX_NEUTRALS
-    assert 1 not in predictor.neutrals
+    assert ((1.0, ""),) not in predictor.neutrals
 
 
 @pytest.mark.parametrize(
@@ -152,11 +152,9 @@ def test_a_prediction_that_is_not_finite_is_refused(predictor):
 def test_progress_counts_and_cancel_is_honoured_between_pictures(predictor):
     import comfy.model_management as mm
 
-    from i2l.i2l_core.host.predict import predict_lora
-
     references = references_from(pictures((32, 32), (32, 32), (32, 32)))
     seen = []
-    predict_lora(predictor, references, lambda done, total: seen.append((done, total)))
+    predictor.predict(references, lambda done, total: seen.append((done, total)))
     assert seen == [(i, 5) for i in range(1, 6)]
 
     predictor.neutrals.clear()
@@ -169,10 +167,10 @@ def test_progress_counts_and_cancel_is_honoured_between_pictures(predictor):
                 mm.interrupt_current_processing(True)
 
         with pytest.raises(mm.InterruptProcessingException):
-            predict_lora(predictor, references, cancel)
+            predictor.predict(references, cancel)
         assert seen[-1] == stop
         assert not predictor.neutrals
-    assert predict_lora(predictor, references).lora.n_layers > 0
+    assert predictor.predict(references).lora.n_layers > 0
 
 
 @torch.inference_mode()
@@ -217,16 +215,39 @@ def test_a_device_with_bfloat16_computes_in_it(host, tmp_path: Path, monkeypatch
     """What happens on such a GPU, run on the CPU: a float32 file is halved, and the LoRA is near the exact one."""
     import comfy.model_management
 
-    from i2l.i2l_core.host.memory import load_host_predictor
+    from i2l.i2l_core.host.query_predictor import load_query_predictor
 
     path = save_random_predictor(tmp_path / "wide.safetensors", dtype=torch.float32)
     images = pictures((64, 64), (32, 48))
-    exact = run(load_host_predictor(path), images)[0].lora
+    exact = run(load_query_predictor(path), images)[0].lora
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **options: True)
-    predictor = load_host_predictor(path)
+    predictor = load_query_predictor(path)
     assert predictor.loaded.predictor.queries.dtype == torch.bfloat16
     found = run(predictor, images)[0].lora
     for target, layer in found.layers.items():
         assert layer.up.dtype == torch.bfloat16
         delta = exact.layers[target].delta()
         assert (layer.to(dtype=torch.float32).delta() - delta).norm() < 0.1 * delta.norm()
+
+
+@torch.inference_mode()
+def test_style_references_carry_weights_and_masks(predictor):
+    from i2l.nodes.reference import StyleReference
+
+    one, other, mask = torch.rand(1, 64, 64, 3), torch.rand(1, 40, 64, 3), torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+
+    def reference(image, weight=1.0, mask=None):
+        return StyleReference.execute(image, weight, mask)[0]
+
+    twice = run(predictor, {"image0": reference(one, 2.0), "image1": other})
+    assert close(twice[0].lora, run(predictor, {"image0": torch.cat([one, one]), "image1": other})[0].lora)
+    left_out = run(predictor, {"image0": one, "image1": reference(other, 0.0)})
+    alone = run(predictor, {"image0": one})
+    assert same(left_out[0], alone[0])
+    assert same(left_out[1], alone[1])
+    masked = run(predictor, {"image0": reference(one, 1.0, mask)})
+    assert not close(masked[0].lora, alone[0].lora)
+    assert same(run(predictor, {"image0": reference(one, 1.0, torch.ones(1, 8, 8))})[0], alone[0])
+    with pytest.raises(I2LError, match="the weights of all references are 0"):
+        run(predictor, {"image0": reference(one, 0.0)})

@@ -13,6 +13,7 @@ from i2l.tools.host import ROOT
 
 IDS = (
     "LoadI2LPredictor",
+    "StyleReference",
     "ImagesToLoRA",
     "ApplyPredictedLoRA",
     "AsymmetricCFG",

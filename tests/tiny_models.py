@@ -67,6 +67,13 @@ CONFIGS = {
             hidden_size=32, num_heads=2, intermediate_size=64, depth=1, num_position_embeddings=64
         ),
     ),
+    "qwen_image": dict(
+        image_model="qwen_image",
+        in_channels=64,
+        num_layers=2,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+    ),
 }
 
 
@@ -80,6 +87,7 @@ def build(name: str, dtype=torch.float32):
         "lumina2": comfy.supported_models.ZImage,
         "flux2": comfy.supported_models.Flux2,
         "hidream_o1": comfy.supported_models.HiDreamO1,
+        "qwen_image": comfy.supported_models.QwenImage,
     }[name]
     config = cls(dict(CONFIGS[name]))
     config.set_inference_dtype(dtype, None)
@@ -139,15 +147,8 @@ def _slots(patcher) -> list[tuple[Target, int, int]]:
     from i2l.i2l_core.layouts import LAYOUTS
 
     weights = weights_of(patcher)
-    layout = next((layout for layout in LAYOUTS if layout.matches(weights)), None)
-    if layout is not None:
-        return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
-    linears = {
-        name: module
-        for name, module in patcher.model.diffusion_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    return [(Target(name), module.in_features, module.out_features) for name, module in linears.items()]
+    layout = next(layout for layout in LAYOUTS if layout.matches(weights))
+    return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:

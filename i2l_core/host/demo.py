@@ -18,7 +18,7 @@ from ..demo import files
 from ..demo.backbone import BackboneConfig
 from ..errors import I2LError
 from .demo_text import build_clip
-from .memory import HostPredictor, load_host_predictor
+from .query_predictor import QueryHostPredictor, load_query_predictor
 
 
 class DemoWorld(NamedTuple):
@@ -27,7 +27,7 @@ class DemoWorld(NamedTuple):
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
-    predictor: HostPredictor
+    predictor: QueryHostPredictor
 
 
 def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
@@ -35,7 +35,7 @@ def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
     clip = build_clip(_text_weights(folder))
     clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
     return DemoWorld(
-        load_model(folder), clip, load_vae(folder), load_host_predictor(folder / files.PREDICTOR)
+        load_model(folder), clip, load_vae(folder), load_query_predictor(folder / files.PREDICTOR)
     )
 
 

@@ -1,51 +1,63 @@
 """Z-Image and what shares its network (ComfyUI: `comfy.ldm.lumina.model.NextDiT` with `z_image_modulation`).
 
-Names on the left are those of diffusers' `ZImageTransformer2DModel` and of DiffSynth's `ZImageDiT`, alike.
-Z-Image has 276 of these layers. The host fuses to_q, to_k and to_v into `qkv`, in this order.
+Names on the left are those of the original checkpoint, of diffusers' `ZImageTransformer2DModel` and of DiffSynth's
+`ZImageDiT`, alike. Z-Image has 276 of these layers, Omni-Base 291: it also has eyes. The host fuses to_q, to_k
+and to_v into `qkv`, in this order.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .table import Layout, Line
 
-_BLOCKS = ("noise_refiner", "context_refiner", "layers")
+_BLOCKS = ("noise_refiner", "context_refiner", "siglip_refiner", "layers")
+_MODULATED = ("noise_refiner", "layers")
 
 _IN_BLOCK = (
-    Line("attention.to_q", "attention.qkv", (0, 3)),
-    Line("attention.to_k", "attention.qkv", (1, 3)),
-    Line("attention.to_v", "attention.qkv", (2, 3)),
-    Line("attention.to_out.0", "attention.out"),
-    Line("feed_forward.w1", "feed_forward.w1"),
-    Line("feed_forward.w2", "feed_forward.w2"),
-    Line("feed_forward.w3", "feed_forward.w3"),
-    Line("adaLN_modulation.0", "adaLN_modulation.0"),  # context_refiner has none
+    Line("attention.to_q", "attention.qkv", (0, 3), size=("dim", "dim")),
+    Line("attention.to_k", "attention.qkv", (1, 3), size=("dim", "dim")),
+    Line("attention.to_v", "attention.qkv", (2, 3), size=("dim", "dim")),
+    Line("attention.to_out.0", "attention.out", size=("dim", "dim")),
+    Line("feed_forward.w1", "feed_forward.w1", size=("mlp", "dim")),
+    Line("feed_forward.w2", "feed_forward.w2", size=("dim", "mlp")),
+    Line("feed_forward.w3", "feed_forward.w3", size=("mlp", "dim")),
 )
+_MODULATION = Line("adaLN_modulation.0", "adaLN_modulation.0", size=("4*dim", 256))
 
 _OUTSIDE = (
-    Line("all_x_embedder.2-1", "x_embedder"),
-    Line("t_embedder.mlp.0", "t_embedder.mlp.0"),
-    Line("t_embedder.mlp.2", "t_embedder.mlp.2"),
-    Line("cap_embedder.1", "cap_embedder.1"),
-    Line("all_final_layer.2-1.linear", "final_layer.linear"),
-    Line("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1"),
+    Line("all_x_embedder.2-1", "x_embedder", size=("dim", 64)),
+    Line("t_embedder.mlp.0", "t_embedder.mlp.0", size=("time", 256)),
+    Line("t_embedder.mlp.2", "t_embedder.mlp.2", size=(256, "time")),
+    Line("cap_embedder.1", "cap_embedder.1", size=("dim", "text")),
+    Line("siglip_embedder.1", "siglip_embedder.1", size=("dim", "siglip")),  # Omni only
+    Line("all_final_layer.2-1.linear", "final_layer.linear", size=(64, "dim")),
+    Line("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1", size=("dim", 256)),
 )
+
+
+def _inside(blocks: str, line: Line) -> Line:
+    return replace(line, name=f"{blocks}.{{}}.{line.name}", weight=f"{blocks}.{{}}.{line.weight}")
+
 
 LUMINA2 = Layout(
     title="Z-Image class",
     lines=(
-        *(
-            Line(f"{blocks}.{{}}.{line.name}", f"{blocks}.{{}}.{line.weight}", line.part)
-            for blocks in _BLOCKS
-            for line in _IN_BLOCK
-        ),
+        *(_inside(blocks, line) for blocks in _BLOCKS for line in _IN_BLOCK),
+        *(_inside(blocks, _MODULATION) for blocks in _MODULATED),
         *_OUTSIDE,
     ),
     # Lumina 2 itself has adaLN_modulation.1
     signature=("x_embedder", "cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.0"),
     sizes={
         "dim": ("x_embedder", 0),
+        "mlp": ("layers.0.feed_forward.w1", 0),
+        "time": ("t_embedder.mlp.0", 0),
+        "text": ("cap_embedder.1", 1),
+        "siglip": ("siglip_embedder.1", 1),
         "layers": "layers.{}.attention.qkv",
         "refiners": "noise_refiner.{}.attention.qkv",
-        "text": ("cap_embedder.1", 1),
+        "context": "context_refiner.{}.attention.qkv",
+        "eyes": "siglip_refiner.{}.attention.qkv",
     },
 )

@@ -1,11 +1,12 @@
 """What a layout is: a literal table from diffusers / DiffSynth layer names to the host's weights.
 
-A table holds names only. Sizes are read from the weights of the loaded model, so one table serves every size,
-and the way back (host weight -> name) is derived from the same lines.
+One table serves every size: widths in it are names of sizes, which are read from the loaded model, or known of a
+base model that is not loaded. All other maps (every known name -> layer, weight -> its layers) are derived.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from ..lora import LowRank, Target
 Weights = Mapping[str, tuple[int, ...]]
 """Parameter name in the host's diffusion model (without "diffusion_model.") -> shape."""
 
+Side = int | str
+"""A width in a table: a number, the name of a size, or a multiple of one, "4*dim"."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -24,12 +28,14 @@ class Line:
 
     `part`: (i, n), the i-th of the n equal runs of rows of a fused weight; None: the whole weight.
     `swapped`: the two halves of d_out are stored the other way round by the host.
+    `size`: (d_out, d_in) of the layer, each a number, the name of a size, or a multiple of one as in "4*dim".
     """
 
     name: str
     weight: str
     part: tuple[int, int] | None = None
     swapped: bool = False
+    size: tuple[Side, Side] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,16 @@ class Layout:
     """The table of one model class.
 
     `signature`: weights that every model of the class has, and together no other class.
-    `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name with `{}` to
-    count.
+    `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name to count, as
+    blocks where it has a `{}`. A count is that of all lines in the same blocks.
+    `absent`: layers that the reference has and the host has not, by the reference's names.
     """
 
     title: str
     lines: tuple[Line, ...]
     signature: tuple[str, ...]
     sizes: Mapping[str, tuple[str, int] | str]
+    absent: tuple[str, ...] = ()
 
     def matches(self, weights: Weights) -> bool:
         return all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)
@@ -74,9 +82,25 @@ class Layout:
         return {
             name: _count(where, weights)
             if isinstance(where, str)
-            else weights[f"{where[0]}.weight"][where[1]]
+            else weights.get(f"{where[0]}.weight", (0, 0))[where[1]]
             for name, where in self.sizes.items()
         }
+
+    def weights(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """The weights of all layers in a model of these sizes, as `slots` reads them from a loaded one.
+
+        Where a size is 0, or not given, the layers that have it are not in the model.
+        """
+        counts = {_place(where): name for name, where in self.sizes.items() if isinstance(where, str)}
+        found = {}
+        for line in self.lines:
+            d_out, d_in = (_width(side, sizes) for side in line.size)
+            counted = counts.get(_place(line.weight))
+            if d_out and d_in:
+                shape = (d_out * (line.part[1] if line.part else 1), d_in)
+                for index in range(sizes.get(counted, 0) if counted else 1):
+                    found[f"{line.weight.format(index)}.weight"] = shape
+        return found
 
     def slots(self, weights: Weights) -> tuple[Slot, ...]:
         """Every Linear layer of this model that the table knows. Lines of weights that it lacks give none.
@@ -84,6 +108,31 @@ class Layout:
         Raises I2LError when a fused weight does not divide into its parts.
         """
         return tuple(slot for line in self.lines for slot in _slots(line, weights))
+
+    def by_name(self, weights: Weights) -> dict[str, Slot]:
+        """Each layer of this model by every name it is known under: the reference's, the host's, and the original
+        checkpoint's, which is one of the two. The host's name of a fused weight stands for all of its rows.
+        """
+        slots = self.slots(weights)
+        found = {}
+        for weight in {slot.target.weight for slot in slots}:
+            d_out, d_in = weights[f"{weight}.weight"]
+            found[weight] = Slot(weight, Target(weight), d_in, d_out)
+        return found | {slot.name: slot for slot in slots}
+
+    def by_weight(self, weights: Weights) -> dict[str, tuple[Slot, ...]]:
+        """The way back: the layers of each of the host's weights, in the order of their rows."""
+        found: dict[str, tuple[Slot, ...]] = {}
+        for slot in sorted(self.slots(weights), key=lambda slot: slot.target):
+            found[slot.target.weight] = (*found.get(slot.target.weight, ()), slot)
+        return found
+
+    def lacks(self, name: str) -> bool:
+        """Whether the reference has a layer of this name that the host has not."""
+        return any(
+            re.fullmatch(re.escape(absent).replace(r"\{\}", "[0-9]+"), name) is not None
+            for absent in self.absent
+        )
 
 
 def _indices(name: str, weights: Weights) -> Iterator[int]:
@@ -93,6 +142,18 @@ def _indices(name: str, weights: Weights) -> Iterator[int]:
         if "{}" not in name:
             return
         index += 1
+
+
+def _place(name: str) -> str:
+    """What a layer is in: its blocks, or the module around it."""
+    return name.partition(".{}")[0] if "{}" in name else name.rpartition(".")[0] or name
+
+
+def _width(side: Side, sizes: Mapping[str, int]) -> int:
+    if isinstance(side, int):
+        return side
+    times, _, name = side.rpartition("*")
+    return int(times or 1) * sizes.get(name, 0)
 
 
 def _count(name: str, weights: Weights) -> int:

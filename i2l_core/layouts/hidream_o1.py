@@ -1,0 +1,58 @@
+"""HiDream-O1 (ComfyUI: `comfy.ldm.hidream_o1.model.HiDreamO1Transformer`), Qwen3-VL-8B that draws.
+
+Names with `model.` in front are those of the original checkpoint and of DiffSynth's `HiDreamO1ImageDiT`, alike.
+HiDream-O1 has 374 of these layers, ComfyUI 367: it drops the text head and the mergers, whose outputs are not
+used. ComfyUI 0.30's own LoRA loader finds none of them under the original names.
+"""
+
+from __future__ import annotations
+
+from .table import Layout, Line
+
+_LAYERS = {  # the host's name: (d_out, d_in)
+    "language_model.layers.{}.self_attn.q_proj": ("query", "hidden"),
+    "language_model.layers.{}.self_attn.k_proj": ("key", "hidden"),
+    "language_model.layers.{}.self_attn.v_proj": ("key", "hidden"),
+    "language_model.layers.{}.self_attn.o_proj": ("hidden", "query"),
+    "language_model.layers.{}.mlp.gate_proj": ("mlp", "hidden"),
+    "language_model.layers.{}.mlp.up_proj": ("mlp", "hidden"),
+    "language_model.layers.{}.mlp.down_proj": ("hidden", "mlp"),
+    "visual.blocks.{}.attn.qkv": ("3*eye", "eye"),  # one layer on both sides
+    "visual.blocks.{}.attn.proj": ("eye", "eye"),
+    "visual.blocks.{}.mlp.linear_fc1": ("eye_mlp", "eye"),
+    "visual.blocks.{}.mlp.linear_fc2": ("eye", "eye_mlp"),
+    "visual.merger.linear_fc1": ("4*eye", "4*eye"),
+    "visual.merger.linear_fc2": ("hidden", "4*eye"),
+    "t_embedder1.mlp.0": ("hidden", 256),
+    "t_embedder1.mlp.2": ("hidden", "hidden"),
+    "x_embedder.proj1": ("bottleneck", 3072),
+    "x_embedder.proj2": ("hidden", "bottleneck"),
+    "final_layer2.linear": (3072, "hidden"),
+}
+
+HIDREAM_O1 = Layout(
+    title="HiDream-O1 class",
+    lines=tuple(Line(f"model.{name}", name, size=size) for name, size in _LAYERS.items()),
+    signature=(
+        "x_embedder.proj1",
+        "t_embedder1.mlp.0",
+        "final_layer2.linear",
+        "language_model.layers.0.self_attn.q_proj",
+    ),
+    sizes={
+        "hidden": ("x_embedder.proj2", 0),
+        "query": ("language_model.layers.0.self_attn.q_proj", 0),
+        "key": ("language_model.layers.0.self_attn.k_proj", 0),
+        "mlp": ("language_model.layers.0.mlp.up_proj", 0),
+        "eye": ("visual.blocks.0.attn.proj", 0),
+        "eye_mlp": ("visual.blocks.0.mlp.linear_fc1", 0),
+        "bottleneck": ("x_embedder.proj1", 0),
+        "layers": "language_model.layers.{}.self_attn.q_proj",
+        "eyes": "visual.blocks.{}.attn.qkv",
+    },
+    absent=(
+        "model.visual.deepstack_merger_list.{}.linear_fc1",
+        "model.visual.deepstack_merger_list.{}.linear_fc2",
+        "lm_head",
+    ),
+)

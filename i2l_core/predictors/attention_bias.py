@@ -1,0 +1,32 @@
+"""Weights and masks of references as a bias on the attention logits of their tokens.
+
+A token that counts w times gets log(w): softmax then sums as if it stood there w times, and -inf leaves it out.
+Exact, because nothing in the predictor tells where a token came from (predictors/query.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..images import Reference
+
+
+def attention_bias(references: Sequence[Reference], grids: Sequence[tuple[int, int]]) -> Tensor | None:
+    """(1, T) float32 for the tokens of all references, concatenated; None when every token counts once.
+
+    `grids`: (rows, columns) of each reference's patch tokens. A token counts as the picture's weight times the
+    mean of the mask over its patch.
+    """
+    shares = [_shares(reference, grid) for reference, grid in zip(references, grids, strict=True)]
+    count = torch.cat(shares)
+    return None if bool((count == 1).all()) else count.log()[None]
+
+
+def _shares(reference: Reference, grid: tuple[int, int]) -> Tensor:
+    if reference.mask is None:
+        return torch.full((grid[0] * grid[1],), float(reference.weight))
+    return F.adaptive_avg_pool2d(reference.mask[None], grid).flatten() * reference.weight
