@@ -30,27 +30,36 @@ from ..train.tool.blocks import checkpoint_blocks, copy_norm_inputs
 from ..train.tool.config import BaseTable
 from ..train.tool.pictures import Texts
 from .live_hooks import Acting, Hooks
+from .train_coder import HostCoder
 
 _DTYPES = {"stored": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-@contextlib.contextmanager
-def open_base(table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[HostBase]:
-    """The model of a config, for as long as the training lasts.
+class HostOpener:
+    """A `train.tool.session.Opener`."""
 
-    Raises I2LError when the file is not a flow-matching diffusion model, or is unknown and the config gives no id.
-    """
-    path = Path(table.model)
-    if not path.is_file():
-        raise I2LError(f"[base] model: there is no file {path}")
-    dtype = _DTYPES[table.dtype]
-    try:
-        patcher = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": dtype} if dtype else {})
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise I2LError(f"[base] model: ComfyUI cannot load {path.name}: {reason}") from error
-    with training():
-        yield HostBase(patcher.model, device, table.id, table.checkpointing, split_fused)
+    def coder(self, table: BaseTable, device: torch.device) -> HostCoder:
+        return HostCoder(table)
+
+    @contextlib.contextmanager
+    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[HostBase]:
+        """The model of a config, for as long as the training lasts.
+
+        Raises I2LError when the file is not a flow-matching diffusion model, or is unknown and the config has no id.
+        """
+        path = Path(table.model)
+        if not path.is_file():
+            raise I2LError(f"[base] model: there is no file {path}")
+        dtype = _DTYPES[table.dtype]
+        try:
+            patcher = comfy.sd.load_diffusion_model(
+                str(path), model_options={"dtype": dtype} if dtype else {}
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise I2LError(f"[base] model: ComfyUI cannot load {path.name}: {reason}") from error
+        with training():
+            yield HostBase(patcher.model, device, table.id, table.checkpointing, split_fused)
 
 
 @contextlib.contextmanager

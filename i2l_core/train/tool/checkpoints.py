@@ -51,14 +51,13 @@ class Checkpoints:
         """Every process must call it. Raises I2LError when the disk refuses; earlier checkpoints stay as they are."""
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f"{_PARTIAL}{step:08d}"
-        if final.exists():  # the run was stopped right after it had written it
-            return
         problem = self._attempt(lambda: self._begin(partial))
         for part in PARTS:
-            tensors = {name: _whole(tensor, self.main) for name, tensor in state[part].items()}
-            if self.main and problem is None:
-                kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-                problem = self._attempt(lambda p=part, k=kept: _write(partial / f"{p}.safetensors", k))
+            whole = {name: _whole(tensor, self.main) for name, tensor in state[part].items()}
+            kept = {name: tensor for name, tensor in whole.items() if tensor is not None}
+            problem = problem or self._attempt(
+                lambda part=part, kept=kept: _write(partial / f"{part}.safetensors", kept)
+            )
         problem = problem or self._attempt(lambda: self._finish(partial, final, step))
         if problem is not None:
             shutil.rmtree(partial, ignore_errors=True)

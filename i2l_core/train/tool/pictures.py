@@ -100,16 +100,16 @@ def data_fingerprint(pictures: Sequence[Picture]) -> str:
 def open_rgb(source: Callable[[], Image.Image], name: str) -> Image.Image:
     """A decoded RGB picture, alpha over white. Raises I2LError naming it when it cannot be decoded whole."""
     try:
-        picture = source()
-        picture.load()
+        with source() as picture:
+            picture.load()
+            if picture.has_transparency_data:
+                over = Image.new("RGBA", picture.size, "white")
+                return Image.alpha_composite(over, picture.convert("RGBA")).convert("RGB")
+            return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise I2LError(
             f"{name}: the picture is broken or missing ({error}); repair or remove the row"
         ) from error
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        over = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(over, picture.convert("RGBA")).convert("RGB")
-    return picture.convert("RGB")
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:

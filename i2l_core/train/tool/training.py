@@ -10,14 +10,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from ...checks import listed
 from ...encoders import VisionEncoder
 from ...errors import I2LError
 from ...predictors.query import QueryPredictor
 from .base import Base, Coder
 from .checkpoints import Checkpoints
-from .config import TrainConfig
+from .config import RunTable, TrainConfig
 from .feed import Batch, Deal, MicroBatches, read, to_device
 from .journal import Journal
 from .material import Material
@@ -56,8 +59,9 @@ class Training:
         encoder.to(accelerator.device)
         if config.run.precision == "bf16":
             encoder.bfloat16()
-        self._objective = _spread(accelerator, Objective(predictor, encoder, base, config.encoder.batch))
-        params = _params(accelerator.unwrap_model(self._objective).predictor)
+        objective = Objective(predictor, encoder, base, config.encoder.batch)
+        self._objective = _spread(accelerator, objective, config.run)
+        self._params = params = dict(objective.predictor.named_parameters())
         self._optimiser = Optimisation(params, config.optimiser, config.plan)
         self._average = Average(params, config.plan.average)
         self._state = {
@@ -108,20 +112,31 @@ class Training:
             batch = to_device(raw, self._base, self._coder, self._accelerator.device)
             last = turn + 1 == rounds
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._objective):
-                loss = self._objective(batch)
+                loss = self._loss(batch)
                 self._accelerator.backward(loss / rounds)
             tried.append((raw.pairs, loss.detach()))
             own += loss.detach() / rounds
         loss, gradient = float(self._accelerator.reduce(own, "mean")), self._optimiser.clip()
         if not (math.isfinite(loss) and math.isfinite(gradient)):
             self._abort(loss, gradient, tried)
+        self._check_gradients()
         rate = self._optimiser.step(self.step)
         self._average.update(self.step)
         return loss, gradient, rate
 
-    def _abort(
-        self, loss: float, gradient: float, tried: Sequence[tuple[Sequence[Pair], torch.Tensor]]
-    ) -> None:
+    def _loss(self, batch: Batch, bare: bool = False) -> Tensor:
+        with self._accelerator.autocast():
+            return self._objective(batch, bare=bare)
+
+    def _check_gradients(self) -> None:
+        without = [name for name, p in self._params.items() if p.grad is None]
+        if without:
+            raise I2LError(
+                f"[predictor] layers: no gradient reaches {listed(without)}, so the base model never runs some of its "
+                "layers, such as those for reference pictures; leave them out"
+            )
+
+    def _abort(self, loss: float, gradient: float, tried: Sequence[tuple[Sequence[Pair], Tensor]]) -> None:
         """Describe the micro-batches of this device, which everything about them can be made from again; and end."""
         device = self._accelerator.process_index
         path = self._config.folder / f"bad-step-{self.step:08d}-device-{device}.json"
@@ -160,6 +175,11 @@ class Training:
             yield
         finally:
             self._average.swap()
+            for module in self._objective.modules():
+                if isinstance(
+                    module, FSDPModule
+                ):  # it keeps what it gathered, until a backward pass that never comes
+                    module.reshard()
 
     @torch.no_grad()
     def _measure(self, unseen: Styles) -> dict[str, float]:
@@ -171,8 +191,8 @@ class Training:
                 pairs = draw(unseen, table, self._deal.count, _UNSEEN_SEED, number)
                 for turn in range(self._deal.rounds):
                     batch = self._batch(pairs[self._deal.share(turn)])
-                    with_lora += self._objective(batch)
-                    without += self._objective(batch, bare=True)
+                    with_lora += self._loss(batch)
+                    without += self._loss(batch, bare=True)
         with_lora, without = (float(self._accelerator.reduce(x, "mean")) for x in (with_lora, without))
         count = _MEASURED * self._deal.rounds
         return {"unseen_loss": round(with_lora / count, 5), "unseen_ratio": round(with_lora / without, 4)}
@@ -189,7 +209,8 @@ class Training:
         pairs = draw(styles, table, run.sheet_styles, _UNSEEN_SEED, 0)
         batch = self._batch(pairs)
         with self._averaged():
-            layers = self._objective(references=batch.references)
+            with self._accelerator.autocast():
+                layers = self._objective(references=batch.references)
         if self._accelerator.is_main_process:
             noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(0)).to(batch.x)
             negative = None
@@ -212,13 +233,21 @@ class Training:
         self._accelerator.wait_for_everyone()
 
 
-def _spread(accelerator: Any, objective: Objective) -> nn.Module:
-    if accelerator.is_fsdp2:
-        # accelerate wants an optimiser of the whole parameters; the one that trains is made of the spread ones
-        objective, _ = accelerator.prepare(objective, torch.optim.AdamW(objective.parameters()))
-        return objective
-    return accelerator.prepare(objective)
+def _spread(accelerator: Any, objective: Objective, config: RunTable) -> nn.Module:
+    """The objective on the devices: a copy on each, or its predictor in shards, block by block and head by head.
 
-
-def _params(predictor: nn.Module) -> dict[str, nn.Parameter]:
-    return dict(predictor.named_parameters())
+    Shards are torch's own: accelerate knows them on GPUs only, and there they could not be tested with two CPUs.
+    """
+    if config.sharding == "none" or accelerator.num_processes == 1:
+        return accelerator.prepare(objective)
+    objective.to(accelerator.device)
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if config.precision == "bf16" else None, reduce_dtype=torch.float32
+        ),
+    }
+    predictor = objective.predictor
+    for part in (*predictor.blocks, *predictor.heads.values()):
+        fully_shard(part, **options)
+    return fully_shard(objective, **options)
