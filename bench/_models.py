@@ -10,6 +10,7 @@ import torch
 from i2l_core.demo.backbone import BackboneConfig
 from i2l_core.layouts import LAYOUTS
 from i2l_core.lora import LoRA, LowRank
+from i2l_core.predictors.query import LayerSpec
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ SIZES = {
     "flux2-4b": Size("Flux2", _flux2(3072, 5, 20, 7680), (128, 64, 64), 512, 7680),
     "z-image-6b": Size("ZImage", _Z_IMAGE_6B, (16, 128, 128), 128, 2560),
 }
+
+
+def klein_4b_layers() -> tuple[LayerSpec, ...]:
+    """Every Linear of the 5 double and 20 single blocks of FLUX.2 klein 4B, with its (input, output) width."""
+    d = 3072
+    double = {"attn.qkv": (d, 3 * d), "attn.proj": (d, d), "mlp.0": (d, 6 * d), "mlp.2": (3 * d, d)}
+    layers = [
+        LayerSpec(f"double_blocks.{i}.{side}_{name}", None, *shape)
+        for i in range(5)
+        for side in ("img", "txt")
+        for name, shape in double.items()
+    ]
+    single = {"linear1": (d, 9 * d), "linear2": (4 * d, d)}
+    layers += [
+        LayerSpec(f"single_blocks.{i}.{n}", None, *shape) for i in range(20) for n, shape in single.items()
+    ]
+    return tuple(layers)
 
 
 def build(size: Size, dtype: torch.dtype) -> Any:

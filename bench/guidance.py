@@ -64,6 +64,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, rounds in seconds.items()
     }
     extra = {name: round((held - memory["none"]) / 2**20, 2) for name, held in memory.items()}
+    regions = {}
+    if "live_two_regions" in seconds and "live_two" in seconds:
+        pairs = zip(seconds["live_two_regions"], seconds["live_two"], strict=True)
+        regions = {"regions_over_live": round(statistics.median(a / b for a, b in pairs), 3)}
     return {
         "device": torch.cuda.get_device_name()
         if options.cuda
@@ -71,6 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "size": options.size,
         "rank": options.rank,
         **{name: round(ratio, 3) for name, ratio in ratios.items()},
+        **regions,
         "extra_memory_mb": extra.get("asymmetric"),
         "extra_memory_of_all_mb": extra,
         "plain_cfg_ms": round(1000 * statistics.median(plain), 2),
@@ -127,6 +132,8 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
     blueprint = build(size, dtype)
     style, neutral = random_lora(blueprint, rank, 1), random_lora(blueprint, rank, 2)
     del blueprint
+    left = torch.zeros(1, *size.latent[-2:])
+    left[..., : size.latent[-1] // 2] = 1
 
     def one(change: Callable[[Any], Any]) -> Way:
         def way(model: Any) -> Callable[[], Any]:
@@ -156,6 +163,10 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
         "plain_cfg": one(lambda model: apply_merged(model, style, 1.0)),
         "asymmetric": one(lambda model: asymmetric(model, PredictedLoRA(style), PredictedLoRA(neutral))),
         "live_plain": one(lambda model: attach(model, LiveLoRA(style))),
+        "live_two": one(lambda model: attach(model, LiveLoRA(style), LiveLoRA(neutral))),
+        "live_two_regions": one(
+            lambda model: attach(model, LiveLoRA(style, mask=left), LiveLoRA(neutral, mask=1 - left))
+        ),
         "hooks_maxspeed": hooked(comfy.hooks.EnumHookMode.MaxSpeed),
         "hooks_minvram": hooked(comfy.hooks.EnumHookMode.MinVram),
         "dual_two_copies": two_copies,

@@ -1,30 +1,27 @@
 """How long a prediction takes and how much memory it needs beside its weights, against what the machine could do.
 
-    python -m bench.predict --json [--full]
+    python -m bench.predict --json [--full] [--v1 GB]
 
 Sizes: the tiny world's shipped predictor, and with a GPU (or --full) a full-size one with random weights: SigLIP2
 so400m-patch16-384, hidden 2048, every Linear of the blocks of FLUX.2 klein 4B, rank 16. The roofline is the larger
 of the multiplications over the machine's measured matrix speed and the weights over its measured bandwidth, both
-measured in this run.
+measured in this run. With --v1, decoding with the predictors of version 1 instead, against DiffSynth-Studio's code.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from bench._measure import machine, peak_bytes, timed
+from bench._models import klein_4b_layers
 from i2l_core.demo import files
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l_core.predictors.checkpoint import load_predictor
-from i2l_core.predictors.query import LayerSpec, QueryConfig, QueryPredictor
+from i2l_core.predictors.query import QueryConfig, QueryPredictor
 
 _REFERENCES = (1, 4, 16)
 _RUNS = 5
@@ -38,10 +35,21 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="the full size on a machine without GPU too (needs 20 GB)"
     )
+    parser.add_argument(
+        "--v1",
+        type=float,
+        metavar="GB",
+        help="version 1, with weights up to this size (needs 8, or 4 without fp32)",
+    )
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    result: dict = {"device": _machine(device), "tiny": _measure(*_tiny(device))}
+    if options.v1:
+        from bench import _v1
+
+        print(json.dumps({"device": machine(device), "v1": _v1.measure(device, options.v1 * 1e9)}))
+        return
+    result: dict = {"device": machine(device), "tiny": _measure(*_tiny(device))}
     result["full"] = _measure(*_full(device)) if gpu or options.full else None
     print(json.dumps(result))
 
@@ -60,27 +68,10 @@ def _full(device: torch.device) -> tuple[VisionEncoder, QueryPredictor, torch.dt
     }
     config = EncoderConfig(SQUARE, sizes | {"patch_size": 16, "image_size": 384}, image_size=384)
     query = QueryConfig(
-        hidden=2048, blocks=4, heads=16, code=64, rank=16, token_dim=1152, layers=_klein_layers()
+        hidden=2048, blocks=4, heads=16, code=64, rank=16, token_dim=1152, layers=klein_4b_layers()
     )  # fmt: skip
     encoder, predictor = VisionEncoder(config, device), QueryPredictor(query, device)
     return encoder.bfloat16(), predictor.bfloat16(), torch.bfloat16
-
-
-def _klein_layers() -> tuple[LayerSpec, ...]:
-    """Every Linear of the 5 double and 20 single blocks of FLUX.2 klein 4B, with its (input, output) width."""
-    d = 3072
-    double = {"attn.qkv": (d, 3 * d), "attn.proj": (d, d), "mlp.0": (d, 6 * d), "mlp.2": (3 * d, d)}
-    layers = [
-        LayerSpec(f"double_blocks.{i}.{side}_{name}", None, *shape)
-        for i in range(5)
-        for side in ("img", "txt")
-        for name, shape in double.items()
-    ]
-    single = {"linear1": (d, 9 * d), "linear2": (4 * d, d)}
-    layers += [
-        LayerSpec(f"single_blocks.{i}.{n}", None, *shape) for i in range(20) for n, shape in single.items()
-    ]
-    return tuple(layers)
 
 
 @torch.inference_mode()
@@ -108,14 +99,14 @@ def _measure(encoder: VisionEncoder, predictor: QueryPredictor, dtype: torch.dty
             del prediction
 
         predict()
-        seconds = [_timed(predict) for _ in range(_RUNS)]
+        seconds = [timed(predict) for _ in range(_RUNS)]
         floor = max(_flops(encoder, predictor, count) / speed, weights / bandwidth)
         median = statistics.median(seconds)
         out[str(count)] = {
             "seconds": round(median, 4),
             "roofline_seconds": round(floor, 4),
             "over_roofline": round(median / floor, 2),
-            "peak_mb_over_weights": round(_peak(predict, device) / 1e6, 1),
+            "peak_mb_over_weights": round(peak_bytes(predict, device) / 1e6, 1),
         }
         out[str(count)]["peak_share_of_weights"] = round(
             out[str(count)]["peak_mb_over_weights"] * 1e6 / weights, 3
@@ -138,51 +129,18 @@ def _flops(encoder: VisionEncoder, predictor: QueryPredictor, count: int) -> flo
 def _matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / min(_timed(lambda: _settled(a @ b)) for _ in range(_RUNS))
+    return 2 * n**3 / min(timed(lambda: _settled(a @ b)) for _ in range(_RUNS))
 
 
 def _bandwidth(device: torch.device) -> float:
     a = torch.ones(1 << (30 if device.type == "cuda" else 26), device=device)
-    return a.numel() * 4 / min(_timed(lambda: _settled(a.sum())) for _ in range(_RUNS))
+    return a.numel() * 4 / min(timed(lambda: _settled(a.sum())) for _ in range(_RUNS))
 
 
 def _settled(x: torch.Tensor) -> torch.Tensor:
     if x.is_cuda:
         torch.cuda.synchronize()
     return x
-
-
-def _timed(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def _peak(action: Callable[[], None], device: torch.device) -> float:
-    """Most bytes in use during the action over those in use before it, as PyTorch's allocator counts them."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        action()
-    results = profile.profiler.kineto_results if profile.profiler else None
-    assert results is not None
-    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
-    return max(itertools.accumulate((nbytes for _, nbytes in changes), initial=0))
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    model = next(
-        (x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")),
-        platform.machine(),
-    )
-    return f"{model.split(':')[-1].strip()}, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

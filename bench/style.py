@@ -70,12 +70,12 @@ class Bench:
         pictures = torch.from_numpy(pool.pictures.copy()).permute(0, 1, 4, 2, 3).float() / 255
         self.references = pictures[:, :_REFERENCES]  # (S, N, 3, H, W)
         self.real = pictures[:, _REFERENCES:].flatten(0, 1)
-        self._targets = [content for row in pool.contents for content in row[_REFERENCES:]]
+        self.targets = [content for row in pool.contents for content in row[_REFERENCES:]]
         self._backbone, text = files.load_backbone()
         _, self._decoder = files.load_vae()
-        self._judge = files.load_judge()
-        self._seen = [self._judge(self.references[:, i]) for i in range(_REFERENCES)]
-        self._words = text(_context(self._targets))
+        self.verdict = files.load_judge()
+        self.seen = [self.verdict(self.references[:, i]) for i in range(_REFERENCES)]
+        self._words = text(_context(self.targets))
         self._no_words = text(torch.tensor([tokenise("")]))
 
     def paint(self, name: str, sampling: Sampling, positive: LoRAs | None, negative: LoRAs | None) -> Case:
@@ -96,14 +96,14 @@ class Bench:
 
     def judge(self, pictures: Tensor) -> Case:
         """`pictures` (S * P, 3, H, W) against the references of their styles and their prompts."""
-        verdict = self._judge(pictures)
+        verdict = self.verdict(pictures)
         distances = []
-        for reference in self._seen:
+        for reference in self.seen:
             fields = Verdict.__dataclass_fields__
             repeated = (getattr(reference, f).repeat_interleave(_PROMPTS, 0) for f in fields)
             distances.append(style_distance(verdict, Verdict(*repeated)))
         right = [
-            getattr(verdict, f).argmax(1) == torch.tensor([getattr(c, f) for c in self._targets])
+            getattr(verdict, f).argmax(1) == torch.tensor([getattr(c, f) for c in self.targets])
             for f in ("subject", "count", "place")
         ]
         return Case(pictures, torch.stack(distances).mean(0), torch.stack(right, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,12 @@ def check_number(name: str, value: Any, above: float, largest: float) -> None:
     """A finite number above `above` and up to `largest`."""
     if type(value) not in (int, float) or not above < value <= largest:  # NaN compares false
         raise I2LError(f"{name} must be a number above {above} and up to {largest}, got {shown(value)}")
+
+
+def check_strength(value: float) -> None:
+    """Raise I2LError unless it is finite."""
+    if not math.isfinite(value):
+        raise I2LError(f"strength must be a finite number, got {value}")
 
 
 def check_entries(

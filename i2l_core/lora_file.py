@@ -1,7 +1,7 @@
-"""LoRA files: safetensors that ComfyUI's own loaders and other tools read.
+"""LoRA files: safetensors that ComfyUI's own loaders and other tools read, and theirs, read here.
 
-A layer of the host weight W is two tensors, "diffusion_model.W.lora_down.weight" (k, d_in) and
-"diffusion_model.W.lora_up.weight" (d_out, k), without alpha: loaders then apply up @ down as it is.
+A layer of a weight is two tensors, down (k, d_in) and up (d_out, k), named as `lora_names` says. ComfyUI's style
+has one layer per weight of the host; that of diffusers / DiffSynth one per layer of theirs.
 """
 
 from __future__ import annotations
@@ -19,41 +19,79 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .errors import I2LError
-from .layouts import find_model
+from .layouts import Layout, find_model
 from .lora import LoRA, LowRank, Target
+from .lora_names import (
+    Kind,
+    Style,
+    are_pair,
+    find,
+    keys_of,
+    layout_of,
+    recognise_lora,
+    split_key,
+    without_prefix,
+    written_layers,
+)
 from .new_file import next_free_path, safe_join, write_new
 
-__all__ = ["METADATA_KEY", "from_state_dict", "load", "next_free_path", "safe_join", "save", "to_state_dict"]
+__all__ = [
+    "METADATA_KEY",
+    "OtherKind",
+    "from_state_dict",
+    "load",
+    "next_free_path",
+    "safe_join",
+    "save",
+    "to_state_dict",
+]
 
 METADATA_KEY = "i2l"
 FORMAT = "i2l-lora"
 VERSION = 1
 
-_PREFIX = "diffusion_model."
-_DOWN = (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight")
-_UP = (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight")
-_ALPHA = ".alpha"
 _OTHER_KINDS = {
     "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
     "lokr_": "LoKr",
     "hada_": "LoHa",
     "oft_": "OFT",
     "lora_mid": "a convolution (LoCon) LoRA",
     ".diff": "full weight differences",
+    "lora_embedding": "a LoRA of embeddings",
 }
 
 
-def to_state_dict(lora: LoRA) -> dict[str, Tensor]:
+class OtherKind(I2LError):
+    """Tensors that are no plain LoRA: of another kind, or of nothing known."""
+
+
+def to_state_dict(lora: LoRA, style: Style = "ComfyUI") -> dict[str, Tensor]:
     """The tensors of a file: on the CPU, contiguous, each with its own storage, in the LoRA's dtype.
 
-    Raises I2LError for a target of rows: call `lora.fuse_rows` first.
+    Without alpha, which every loader takes for `alpha = rank`; but diffusers takes one rank for all layers, so
+    its style says alpha where ranks differ.
+    Raises I2LError for a target of rows (call `lora.fuse_rows` first), and when the base model is not known
+    whose names the style needs.
     """
-    tensors = {}
+    layout = layout_of(lora.base_model) or _layout_by_weights(lora)
+    if style != "ComfyUI" and layout is None:
+        raise I2LError(
+            f"the names that {style} has for these layers are not known, as the LoRA's base model is not; "
+            "save it in ComfyUI's layout"
+        )
+    layers: dict[str, LowRank] = {}
     for target, layer in sorted(lora.layers.items()):
         if target.rows is not None:
             raise I2LError(f"{target} covers only rows of its weight; fuse the LoRA before it is written")
-        tensors[f"{_PREFIX}{target.weight}{_DOWN[0]}"] = _own(layer.down)
-        tensors[f"{_PREFIX}{target.weight}{_UP[0]}"] = _own(layer.up)
+        layers.update(written_layers(target.weight, layer, style, layout))
+    with_alpha = style == "diffusers" and len({layer.rank for layer in layers.values()}) > 1
+    tensors = {}
+    for name, layer in layers.items():
+        down, up, alpha = keys_of(style, name)
+        tensors[down], tensors[up] = _own(layer.down), _own(layer.up)
+        if with_alpha:
+            tensors[alpha] = torch.tensor(float(layer.rank))
     return tensors
 
 
@@ -63,49 +101,63 @@ def from_state_dict(
     predictor: str = "",
     references: Sequence[str] = (),
     source: str = "the LoRA",
+    layout: Layout | None = None,
 ) -> LoRA:
-    """The LoRA in these tensors. Alpha is folded into `up` (times alpha / rank, in fp32 or wider).
+    """The LoRA in these tensors, of any spelling in `lora_names`; targets are the host's.
 
-    Weights keep the names they have in the file, without "diffusion_model.". `source` says in errors what was
-    read.
-    Raises I2LError, naming up to five keys, for anything that is not a complete, finite, plain LoRA.
+    Alpha is folded into `up` (times alpha / rank, in fp32 or wider). The base model is the one given, else told
+    from names and sizes, else empty. `layout`: of the model it is meant for, where that is known. A layer that
+    no table knows keeps its name, for whoever applies it to refuse. `source` says in errors what was read.
+    Raises I2LError, naming up to five keys, for anything that is not a complete, finite, plain LoRA, and when
+    names and sizes fit more than one kind of model.
     """
-    parts = {"down": {}, "up": {}, "alpha": {}}
-    unknown = []
-    for key, value in tensors.items():
-        kind, weight = _kind_of(key)
-        if not kind:
-            unknown.append(key)
-        elif weight in parts[kind]:
-            raise I2LError(f"{source}: {weight} has more than one {kind} tensor")
-        else:
-            parts[kind][weight] = value
-    _refuse_unknown(unknown, len(tensors), source)
+    parts = _sort(list(tensors), source)
     downs, ups, alphas = parts["down"], parts["up"], parts["alpha"]
-    lonely = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
-    if lonely:
-        raise I2LError(f"{source}: {len(lonely)} layers lack their down or up tensor: {_some(lonely)}")
-    if not downs:
-        raise I2LError(f"{source} holds no LoRA layer")
-    layers = {Target(w): _layer(w, downs[w], ups[w], alphas.get(w), source) for w in downs}
+    read = {
+        name: _layer(
+            name, tensors[downs[name]], tensors[ups[name]], tensors.get(alphas.get(name, "")), source
+        )
+        for name in downs
+    }
+    layout = layout_of(base_model) or layout
+    if not base_model or layout is None:
+        layout, found = _recognise(read, layout, source)
+        base_model = base_model or found
+    layers: dict[Target, LowRank] = {}
+    for name, layer in read.items():
+        place = find(layout, name) if layout else None
+        target, layer = place.read(layer) if place else (Target(without_prefix(name)), layer)
+        if target in layers:
+            raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
+        layers[target] = layer
     return LoRA(layers, base_model, predictor, tuple(references))
 
 
-def load(path: str | Path) -> LoRA:
-    """Read a LoRA file. Raises I2LError naming the file when it is damaged, not finite or no LoRA."""
+def load(path: str | Path, base_model: str = "") -> LoRA:
+    """Read a LoRA file of any layout. `base_model`: what it is for, where names and sizes may not tell.
+
+    Raises I2LError naming the file when it is damaged, not finite, no LoRA, or for another base model than it
+    says itself.
+    """
     path = Path(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             about = _read_about(file.metadata() or {}, path)
+            _sort(file.keys(), path.name)  # what is no LoRA is not read
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise I2LError(
             f"{path.name} is not a whole safetensors file: {error}; download or save it again"
         ) from error
-    return from_state_dict(tensors, source=path.name, **about)
+    said = about.pop("base_model", "")
+    if base_model and said and said != base_model:
+        raise I2LError(f"{path.name} is for {said}, not for {base_model}; choose auto or {said}")
+    return from_state_dict(tensors, said or base_model, source=path.name, **about)
 
 
-def save(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None) -> Path:
+def save(
+    lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None, style: Style = "ComfyUI"
+) -> Path:
     """Write a LoRA file at `path`, or under the next free number when that exists; return where it is.
 
     `metadata`: more entries for the file's header; they win over ours of the same name, except for "i2l".
@@ -114,7 +166,7 @@ def save(lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None
     """
     path = Path(path)
     lora.check_finite()
-    tensors = to_state_dict(lora)
+    tensors = to_state_dict(lora, style)
     header = _metadata(lora, path.stem) | dict(metadata or {}) | {METADATA_KEY: _about(lora)}
     wrong = sorted(
         str(key) for key, value in header.items() if not (isinstance(key, str) and isinstance(value, str))
@@ -133,23 +185,63 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _kind_of(key: Any) -> tuple[str, str]:
-    """(down | up | alpha, weight) of a key, or two empty strings."""
-    for kind, suffixes in (("down", _DOWN), ("up", _UP), ("alpha", (_ALPHA,))):
-        for suffix in suffixes:
-            if isinstance(key, str) and key.endswith(suffix):
-                weight = key.removeprefix(_PREFIX).removesuffix(suffix)
-                return (kind, weight) if weight else ("", "")
-    return "", ""
+def _sort(keys: Sequence[str], source: str) -> dict[Kind, dict[str, str]]:
+    """Kind of tensor -> layer name -> key. Raises I2LError when the keys are not those of a plain LoRA."""
+    parts: dict[Kind, dict[str, str]] = {"down": {}, "up": {}, "alpha": {}}
+    unknown = []
+    for key in keys:
+        found = split_key(key)
+        if found is None:
+            unknown.append(key)
+            continue
+        kind, name = found
+        if name in parts[kind]:
+            raise I2LError(f"{source}: {name} has more than one {kind} tensor")
+        parts[kind][name] = key
+    _refuse_unknown(unknown, len(keys), source)
+    downs, ups, alphas = parts["down"], parts["up"], parts["alpha"]
+    lonely = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
+    if lonely:
+        raise I2LError(f"{source}: {len(lonely)} layers lack their down or up tensor: {_some(lonely)}")
+    if not downs:
+        raise I2LError(f"{source} holds no LoRA layer")
+    mixed = [name for name in downs if not are_pair(downs[name], ups[name])]
+    if mixed:
+        raise I2LError(
+            f"{source}: {len(mixed)} layers mix the names of two formats (down of one, up of the other): "
+            f"{_some(mixed)}; export it again"
+        )
+    return parts
 
 
-def _refuse_unknown(keys: list[Any], total: int, source: str) -> None:
+def _recognise(
+    layers: Mapping[str, LowRank], layout: Layout | None, source: str
+) -> tuple[Layout | None, str]:
+    """(the table of the names, the id of the base model or ""); `layout` decides where several fit."""
+    found, model = recognise_lora({name: (layer.d_out, layer.d_in) for name, layer in layers.items()})
+    if layout is not None:
+        return layout, model.id if model and model.layout is layout else ""
+    if len(found) > 1:
+        raise I2LError(
+            f"{source}: its names and sizes fit the {' and the '.join(one.title for one in found)} alike; "
+            "choose the base model that it is for"
+        )
+    return (found[0] if found else None), model.id if model else ""
+
+
+def _layout_by_weights(lora: LoRA) -> Layout | None:
+    names = {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
+    found, _ = recognise_lora(names)
+    return found[0] if len(found) == 1 else None
+
+
+def _refuse_unknown(keys: list[str], total: int, source: str) -> None:
     if not keys:
         return
     kinds = sorted({kind for mark, kind in _OTHER_KINDS.items() if any(mark in str(key) for key in keys)})
-    expected = f"expected only pairs of {_DOWN[0]} and {_UP[0]}"
+    expected = "expected pairs of .lora_down.weight and .lora_up.weight"
     found = f"it holds {', '.join(kinds)}, which is not supported" if kinds else "it is of another kind"
-    raise I2LError(
+    raise OtherKind(
         f"{source}: {len(keys)} of {total} tensors are no LoRA layers ({_some(keys)}); {expected}; {found}"
     )
 
@@ -158,6 +250,11 @@ def _layer(weight: str, down: Any, up: Any, alpha: Any, source: str) -> LowRank:
     for tensor in (down, up):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise I2LError(f"{source}: {weight} holds {_type_of(tensor)}, expected floating point tensors")
+        if tensor.ndim > 2:
+            raise I2LError(
+                f"{source}: {weight} is {_type_of(tensor)}, of a convolution; only LoRAs of linear layers are "
+                "supported"
+            )
     dtype = torch.promote_types(down.dtype, up.dtype)
     try:
         layer = LowRank(down.to(dtype), up.to(dtype))

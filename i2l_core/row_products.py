@@ -39,7 +39,7 @@ class RowProducts:
         """`out` plus the products, in place where no gradient is recorded.
 
         `x`: (rows, ..., d_in), `out`: (rows, ..., d_out), contiguous, rows a multiple of G.
-        `gate`: (G, rows / G * tokens, K) or None.
+        `gate`: (G, rows / G * tokens, K), or (G, 1, K) for all tokens alike, or None.
         """
         groups, d_in, _ = self.down.shape
         if x.shape[0] % groups:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ..i2l_core.host.folders import register_predictors
 from .apply import ApplyPredictedLoRA
+from .blocks import LoRABlocks
 from .demo import LoadI2LDemo
+from .folder import ImagesFromFolder
+from .fuse import FuseLoRAs
 from .guide import AsymmetricCFG, AsymmetricGuider
 from .load import LoadI2LPredictor
+from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
+from .preview import LoRAPreview
 from .reference import StyleReference
 from .save import SavePredictedLoRA
 
@@ -16,11 +21,16 @@ __all__ = ["NODES", "on_load"]
 NODES = (
     LoadI2LPredictor,
     StyleReference,
+    ImagesFromFolder,
     ImagesToLoRA,
     ApplyPredictedLoRA,
     AsymmetricCFG,
     AsymmetricGuider,
+    FuseLoRAs,
+    LoRAPreview,
     SavePredictedLoRA,
+    LoadLoRAFile,
+    LoRABlocks,
     LoadI2LDemo,
 )
 

@@ -6,8 +6,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..i2l_core.curve import Curve
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
-from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
+from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
+
+ERROR, SKIP = "error", "skip"
 
 
 class ApplyPredictedLoRA(io.ComfyNode):
@@ -38,10 +41,20 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     default=MERGED,
                     optional=True,
                     tooltip="merged: into the weights, free per step. live: beside the weights, a few percent "
-                    "slower; for start, end and mask, and for models whose weights cannot be patched.",
+                    "slower; for start, end, curve and mask, and for models whose weights cannot be patched.",
                 ),
                 start_percent(),
                 end_percent(),
+                io.Combo.Input(
+                    "missing_layers",
+                    options=[ERROR, SKIP],
+                    default=ERROR,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What to do when the model lacks some of the LoRA's layers: stop with an error that "
+                    "names them, or apply the rest and say how many were skipped.",
+                ),
+                curve(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -65,7 +78,19 @@ class ApplyPredictedLoRA(io.ComfyNode):
         mode: str = MERGED,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        missing_layers: str = ERROR,
+        curve: str = "",
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        patched, where = apply_lora_model(model, lora, strength, mode, start_percent, end_percent, mask)
+        patched, where = apply_lora_model(
+            model,
+            lora,
+            strength,
+            mode,
+            start_percent,
+            end_percent,
+            mask,
+            Curve.parse(curve),
+            partial=missing_layers == SKIP,
+        )
         return io.NodeOutput(patched, ui=ui.PreviewText(where))

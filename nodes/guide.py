@@ -7,8 +7,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..i2l_core.curve import Curve
 from ..i2l_core.host.guidance import asymmetric, describe
-from .sockets import CATEGORY, LoraModel, end_percent, start_percent, strength
+from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
 _STYLE_TOOLTIP = "The style, from Images to LoRA. It acts on the positive prompt only."
 _NEUTRAL_TOOLTIP = (
@@ -39,6 +40,7 @@ class AsymmetricCFG(io.ComfyNode):
                 strength("neutral_strength", "How strong the neutral LoRA is on the negative side."),
                 start_percent(),
                 end_percent(),
+                curve(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="For a KSampler. The model that came in stays as it is."),
@@ -54,9 +56,11 @@ class AsymmetricCFG(io.ComfyNode):
         neutral_strength: float,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        curve: str = "",
         neutral: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
-        styled = asymmetric(model, style, neutral, strength, neutral_strength, start_percent, end_percent)
+        window = start_percent, end_percent, Curve.parse(curve)
+        styled = asymmetric(model, style, neutral, strength, neutral_strength, *window)
         return io.NodeOutput(styled, ui=ui.PreviewText(describe(styled)))
 
 

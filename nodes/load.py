@@ -1,14 +1,16 @@
-"""Load a predictor file."""
+"""Load a predictor: a file, or the folder of a Diffusion Template."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..i2l_core.errors import I2LError
-from ..i2l_core.host.folders import fingerprint, predictor_files, predictor_path
+from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
 from ..i2l_core.host.open import open_predictor
 from .sockets import CATEGORY, Predictor
 
+AUTO = "auto"
+ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # to what open_predictor calls float8
 NO_FILES = "put a predictor into models/i2l"
 
 
@@ -26,8 +28,26 @@ class LoadI2LPredictor(io.ComfyNode):
                 io.Combo.Input(
                     "predictor_name",
                     display_name="predictor",
-                    options=predictor_files() or [NO_FILES],
-                    tooltip="A .safetensors predictor file in models/i2l. Press R to list a file just added.",
+                    options=predictor_names() or [NO_FILES],
+                    tooltip="A .safetensors predictor file in models/i2l, or a folder there with a model.py (a "
+                    "Diffusion Template), whose name ends with /. Press R to list what was just added.",
+                ),
+                io.Boolean.Input(
+                    "allow_code",
+                    default=False,
+                    optional=True,
+                    tooltip="Only for Diffusion Templates, which bring a program. Switched on, it may run: it can "
+                    "do anything that ComfyUI can. The server must permit it too: see the help of this node.",
+                ),
+                io.Combo.Input(
+                    "encoder_weights",
+                    options=list(ENCODER_WEIGHTS),
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for predictors of version 1: how the largest image encoder, DINOv3, is kept. 16 "
+                    "bit takes 13.4 GB; 8 bit takes half of it, and the LoRA is a little different. auto: 8 bit on "
+                    "cards of less than 16 GB.",
                 ),
             ],
             outputs=[
@@ -47,9 +67,15 @@ class LoadI2LPredictor(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, predictor_name: str) -> str:
+    def fingerprint_inputs(
+        cls, predictor_name: str, allow_code: bool = False, encoder_weights: str = AUTO
+    ) -> str:
         return fingerprint(predictor_path(predictor_name))
 
     @classmethod
-    def execute(cls, predictor_name: str) -> io.NodeOutput:
-        return io.NodeOutput(open_predictor(predictor_path(predictor_name)))
+    def execute(
+        cls, predictor_name: str, allow_code: bool = False, encoder_weights: str = AUTO
+    ) -> io.NodeOutput:
+        float8 = ENCODER_WEIGHTS[encoder_weights]
+        predictor = open_predictor(predictor_path(predictor_name), allow_code, float8)
+        return io.NodeOutput(predictor, ui=ui.PreviewText(predictor.describe()))

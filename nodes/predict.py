@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
@@ -45,6 +47,12 @@ class ImagesToLoRA(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(picture, prefix="image", min=1, max=MAX_INPUTS),
                     tooltip="One or more pictures of the same style. A new socket appears when one is used.",
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Only for Qwen-Image-i2L Coarse and Fine: the CLIP of Qwen-Image, from Load CLIP with "
+                    "the type qwen_image. They look at the pictures through it as well; others ignore it.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -61,10 +69,11 @@ class ImagesToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, predictor: HostPredictor, images: dict[str, Batch | None] | None = None
+        cls, predictor: HostPredictor, images: dict[str, Batch | None] | None = None, clip: Any = None
     ) -> io.NodeOutput:
         references = references_from(images or {})
         bar = ProgressBar(len(references) + 2)
-        found = predictor.predict(references, bar.update_absolute)
+        found = predictor.with_clip(clip).predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
+        text += f"\n{found.note}" if found.note else ""
         return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))

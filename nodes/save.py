@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..i2l_core.host.save import save_lora_model
+from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
+from ..i2l_core.lora_names import STYLES, Style
 from .sockets import CATEGORY, LoraModel
 
 
@@ -34,6 +35,28 @@ class SavePredictedLoRA(io.ComfyNode):
                     optional=True,
                     tooltip="Free text kept in the file, such as the style's name. LoRA managers show it.",
                 ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(STYLES),
+                    default="ComfyUI",
+                    optional=True,
+                    tooltip="For whom the file is. ComfyUI: every LoRA loader of ComfyUI reads it. diffusers: for "
+                    "diffusers and PEFT. DiffSynth: for DiffSynth-Studio. All say the same, exactly.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default=AS_IT_IS,
+                    optional=True,
+                    tooltip="Numbers in the file. as it is: exactly the LoRA. bfloat16 and float16 halve the size "
+                    "of a float32 one.",
+                ),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="A picture or a batch kept in the file as its thumbnail: the references, or a result. "
+                    "LoRA managers show it.",
+                ),
             ],
             outputs=[
                 io.String.Output("lora_name", tooltip="The name it got, as LoRA loaders list it."),
@@ -41,6 +64,14 @@ class SavePredictedLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, lora: dict[str, Tensor], filename: str, notes: str = "") -> io.NodeOutput:
-        name = save_lora_model(lora, filename, notes)
+    def execute(
+        cls,
+        lora: dict[str, Tensor],
+        filename: str,
+        notes: str = "",
+        layout: Style = "ComfyUI",
+        precision: str = AS_IT_IS,
+        preview: Tensor | None = None,
+    ) -> io.NodeOutput:
+        name = save_lora_model(lora, filename, notes, layout, precision, preview)
         return io.NodeOutput(name, ui=ui.PreviewText(f"saved as {name}"))

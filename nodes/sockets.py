@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..i2l_core.curve import NAMED
+
 CATEGORY = "i2L"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.host.predictor.HostPredictor
@@ -23,6 +25,18 @@ def start_percent() -> io.Float.Input:
 
 def end_percent() -> io.Float.Input:
     return _percent("end_percent", 1.0, "Up to which share of the sampling it acts. 1: to the last step.")
+
+
+def curve() -> io.String.Input:
+    return io.String.Input(
+        "curve",
+        default="",
+        optional=True,
+        advanced=True,
+        placeholder="0: 1, 0.5: 0.3, 1: 0",
+        tooltip="How the strength changes over the sampling, as places and factors (0: 1, 0.5: 0.3, 1: 0), with "
+        f"straight lines between, or one of: {', '.join(NAMED)}. Empty: it does not change.",
+    )
 
 
 def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from tiny_models import build, close, lora_for
+from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for
 
-NAMES = ["lumina2", "flux2", "hidream_o1"]
-LATENTS = {"lumina2": (16, 8, 8), "flux2": (128, 4, 4), "hidream_o1": (3, 64, 64)}
-WIDTHS = {"lumina2": 32, "flux2": 48}
+NAMES = list(CONFIGS)
 STEPS = 3
 
 
-def conditioning(name: str, seed: int, length: int = 7) -> list[Any]:
-    gen = torch.Generator().manual_seed(seed)
-    if name == "hidream_o1":
-        ids = torch.randint(5, 900, (1, length), generator=gen)
-        return [
-            [torch.zeros(1, 1, 1), {"text_input_ids": torch.cat([ids, torch.tensor([[151669, 151673]])], 1)}]
-        ]
-    return [[torch.randn(1, length, WIDTHS[name], generator=gen), {}]]
+def references(name: str) -> dict[str, Any]:
+    """What a conditioning of an edit carries: a reference picture of other proportions, seen by all eyes."""
+    gen = torch.Generator().manual_seed(2)
+    if name == "z_image_omni":
+        seen = SimpleNamespace(
+            image_sizes=[(3, 64, 32)], last_hidden_state=torch.randn(1, 8, 24, generator=gen)
+        )
+        return {
+            "reference_latents": [torch.randn(1, 16, 8, 12, generator=gen)],
+            "clip_vision_outputs": [seen],
+        }
+    return {"reference_latents": [torch.randn(1, 16, 1, 8, 12, generator=gen)]}
 
 
 @dataclass
@@ -405,6 +408,46 @@ class TestMasks:
         assert change[..., :middle].mean() > 1.2 * change[..., middle:].mean()
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "tokens", "first", "pictures"),
+    [  # of 4x4 image tokens each, and 4x6 of a reference
+        ("lumina2", "layers.0.attention.qkv", 32 + 32, 32, 1),  # text and picture are filled up
+        ("lumina2", "context_refiner.0.attention.qkv", 32, None, 1),
+        (
+            "z_image_omni",
+            "noise_refiner.0.attention.qkv",
+            32 + 32,
+            32,
+            1,
+        ),  # the reference is before the picture
+        ("z_image_omni", "siglip_refiner.0.attention.qkv", 32, None, 1),
+        ("flux2", "double_blocks.0.img_attn.qkv", 16, 0, 1),
+        ("flux2", "double_blocks.0.txt_attn.qkv", 512, None, 1),
+        ("flux2", "single_blocks.0.linear1", 512 + 16, 512, 1),
+        ("qwen_image", "transformer_blocks.0.attn.to_q", 16 + 24, 0, 1),
+        ("qwen_image", "transformer_blocks.0.attn.add_q_proj", 40, None, 1),
+        ("qwen_image", "transformer_blocks.0.attn.to_add_out", 40, None, 1),
+        ("qwen_image", "transformer_blocks.0.txt_mlp.net.2", 40, None, 1),
+        ("qwen_image", "txt_in", 40, None, 1),
+        ("qwen_image", "transformer_blocks.0.img_mod.1", None, None, 1),
+        ("qwen_image_layered", "img_in", 3 * 16 + 24, 0, 3),
+    ],
+)
+def test_each_token_of_a_picture_has_its_weight(host, name, layer, tokens, first, pictures):
+    from i2l.i2l_core.host.image_tokens import ImageTokens
+
+    mask = torch.rand(1, 4, 4)
+    expected = mask.mean().repeat(1, tokens or 1)
+    if first is not None:
+        expected[:, first : first + 16 * pictures] = mask.flatten().repeat(pictures)
+    x = torch.zeros(2, *tiny_models.LATENTS[name])
+    arguments = (
+        {"ref_latents": references(name)["reference_latents"]} if name.startswith(("qwen", "z_image")) else {}
+    )
+    found = ImageTokens.read(build(name).model.diffusion_model, x, arguments)
+    close(found.weigh(mask, layer, tokens), expected, 1e-6)
+
+
 def out_of_memory(*_: Any) -> None:
     raise torch.OutOfMemoryError("no room")
 
@@ -552,6 +595,45 @@ def test_hidream_with_one_prompt_on_both_branches(models):
     actual = run(cfg_guider(asymmetric(model, style, neutral), case), case)
     truth = run(side_by_side(merged("hidream_o1", style), merged("hidream_o1", neutral), case), case)
     close(actual, truth, 1e-4)
+
+
+@pytest.fixture(scope="module")
+def releases(host):
+    models = {name: build(name) for name in ("qwen_image", *tiny_models.RELEASES)}
+    return {name: (model, lora_for(model, seed=1), lora_for(model, seed=2)) for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", ["qwen_image", *tiny_models.RELEASES])
+class TestReferencePictures:
+    """Qwen-Image-Edit, -2511 and Z-Image Omni, of which the last two look at the time twice."""
+
+    def test_asymmetric_sampling_equals_two_models(self, releases, name):
+        model, style, neutral = releases[name]
+        case = Case(name, batch=2, extra=references(name))
+        actual = run(cfg_guider(asymmetric(model, style, neutral), case), case)
+        truth = run(side_by_side(merged(name, style), merged(name, neutral), case), case)
+        close(actual, truth, 1e-4)
+        free = Case(name, batch=2)
+        assert (actual - run(cfg_guider(asymmetric(model, style, neutral), free), free)).abs().max() > 1e-2
+
+    def test_masks_find_the_picture(self, releases, name):
+        from i2l.i2l_core.host.live import attach
+        from i2l.i2l_core.host.live_lora import LiveLoRA
+
+        model, style, _ = releases[name]
+        case = Case(name, cfg=1.0, batch=2, lengths=(40, 7), extra=references(name))
+
+        def masked(mask):
+            return run(cfg_guider(attach(model, LiveLoRA(style, mask=mask)), case), case)
+
+        left = torch.zeros(1, 8, 8)
+        left[..., :4] = 1.0
+        everywhere = run(cfg_guider(attach(model, LiveLoRA(style)), case), case)
+        nowhere = run(cfg_guider(model, case), case)
+        close(masked(torch.ones(1, 8, 8)), everywhere, 1e-5)
+        close(masked(torch.zeros(1, 8, 8)), nowhere, 1e-6)
+        change = (masked(left) - nowhere).abs()
+        assert change[..., :4].mean() > 1.2 * change[..., 4:].mean()
 
 
 def test_hidream_with_reference_pictures(models):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import build, close, lora_for, quantised
+from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for, quantised
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
 
 
-@pytest.fixture(scope="module", params=["lumina2", "flux2"])
+@pytest.fixture(scope="module", params=list(CONFIGS))
 def patcher(host, request):
     return build(request.param)
 
@@ -30,15 +30,17 @@ def dense(weights: dict[str, torch.Tensor], lora: LoRA, strength: float) -> dict
 
 
 def forward(patcher) -> torch.Tensor:
-    """One call of the diffusion model as it is loaded now."""
-    net = patcher.model.diffusion_model
-    gen = torch.Generator().manual_seed(2)
-    lumina = hasattr(net, "cap_embedder")
-    x = torch.randn((2, 16, 8, 8) if lumina else (2, 128, 4, 4), generator=gen)
-    context = torch.randn((2, 7, 32 if lumina else 48), generator=gen)
-    kwargs = {"num_tokens": 7} if lumina else {"y": None}
+    """One call of the model as it is loaded now."""
+    model = patcher.model
+    name = model.model_config.unet_config["image_model"]
+    if hasattr(model.diffusion_model, "clear_kv_cache"):
+        model.diffusion_model.clear_kv_cache()
+    x = torch.randn(2, *LATENTS[name], generator=torch.Generator().manual_seed(2))
+    ((context, values),) = conditioning(name, seed=3)
+    conds = model.extra_conds(cross_attn=context, noise=x, device=x.device, **values)
+    inputs = {key: cond.process_cond(batch_size=2).cond for key, cond in conds.items()}
     with torch.no_grad():
-        return net(x, torch.tensor([0.7, 0.3]), context, transformer_options={}, **kwargs)
+        return model.apply_model(x, torch.tensor([0.7, 0.3]), **inputs, transformer_options={})
 
 
 def loaded(patcher):
@@ -117,9 +119,11 @@ def test_two_applications_add_up(patcher):
             close(weight, expected[key], 1e-6)
 
 
-def test_fused_and_sliced_layers_give_the_same(patcher):
+@pytest.mark.parametrize("name", ["lumina2", "flux2"])
+def test_fused_and_sliced_layers_give_the_same(host, name):
     from i2l.i2l_core.host.patch import apply_merged, weights_of
 
+    patcher = build(name)
     lora = lora_for(patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
     fused = fuse_rows(lora, widths)
@@ -202,10 +206,11 @@ def test_what_does_not_fit_is_named(patcher):
         apply_merged(patcher, LoRA({Target("nowhere"): odd}), 1.0)
 
 
-def test_rows_outside_the_weight_are_refused(patcher):
+def test_rows_outside_the_weight_are_refused(host):
     """The host would fail only when it loads the weights."""
     from i2l.i2l_core.host.patch import apply_merged
 
+    patcher = build("lumina2")
     lora = lora_for(patcher)
     target = next(target for target in lora.layers if target.rows)
     layer = lora.layers[target]

@@ -1,9 +1,9 @@
 """Who may import what: design rules, read from the source of every file of the pack.
 
 nodes -> i2l_core, never back; only nodes/ and i2l_core/host/ import the host;
-the rest of i2l_core: torch, numpy, pillow, einops, safetensors, transformers and the standard library, and
-accelerate for training; the commands put the core and its host room together;
-transformers only inside functions; nothing that opens the network, starts programs or unpickles.
+the rest of i2l_core: torch, numpy, pillow, einops, safetensors, transformers, matplotlib and the standard library;
+transformers and matplotlib only inside functions; nothing that opens the network, starts programs or unpickles;
+commands may bring core and host room together, and accelerate for training.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CORE = "i2l_core"
 HOST_ROOM = "i2l_core/host"
 COMMANDS = "i2l_core/commands"
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes", "server"}
-CORE_MAY = {"torch", "numpy", "PIL", "einops", "safetensors", "transformers"}
+CORE_MAY = {"torch", "numpy", "PIL", "einops", "safetensors", "transformers", "matplotlib"}
 NETWORK_AND_PROGRAMS = {
     "aiohttp",
     "ftplib",
@@ -34,7 +34,7 @@ NETWORK_AND_PROGRAMS = {
 NETWORK_AND_PROGRAMS |= {"urllib", "urllib3"}
 UNPICKLERS = {"cPickle", "cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 FORBIDDEN_CALLS = {"print", "eval", "exec", "torch.load", "torch.save", "os.system", "os.popen"}
-SLOW = {"transformers", "accelerate"}
+SLOW = {"transformers", "matplotlib", "accelerate"}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -118,7 +118,7 @@ def test_only_allowed_packages_are_imported(path):
     if in_room(path, COMMANDS):
         allowed |= {"accelerate"}
     if in_room(path, "nodes"):
-        allowed -= {"transformers"}
+        allowed -= SLOW
     wrong = [f"line {line}: {package}" for package, line in imports(tree_of(path)) if package not in allowed]
     assert not wrong, f"{name_of(path)} imports {wrong}"
 

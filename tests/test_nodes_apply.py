@@ -31,10 +31,10 @@ def predicted(world):
         return ImagesToLoRA.execute(world.predictor, {"image0": torch.rand(2, 64, 64, 3)})
 
 
-def apply(model, lora, strength: float = 1.0):
+def apply(model, lora, strength: float = 1.0, **options):
     from i2l.nodes.apply import ApplyPredictedLoRA
 
-    return ApplyPredictedLoRA.execute(model, lora, strength)
+    return ApplyPredictedLoRA.execute(model, lora, strength, **options)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
@@ -121,25 +121,30 @@ def foreign(name: str, d_out: int = 3 * DIM, d_in: int = DIM, scale: float = 0.1
     return {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
 
 
+def other(name: str, size: int, scale: float = 0.1) -> dict[str, torch.Tensor]:
+    return {f"diffusion_model.{name}.diff": torch.full((size,), scale)}
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({}, "it is empty"),
+        ({}, "holds no LoRA layer"),
         ("a name", "expected a LORA_MODEL, a dict of tensors, got str"),
-        (foreign("blocks.0.attn"), "2 of its 2 tensors match no weight .*blocks.0.attn.lora_down.weight"),
+        (foreign("blocks.0.attn"), r"0 of 1 LoRA layers .*blocks\.0\.attn \(the model has no such weight\)$"),
         (
             foreign("layers.1.attention.qkv")
             | foreign("x.0")
             | foreign("x.1")
             | foreign("x.2")
             | foreign("x.3"),
-            r"8 of its 10 tensors match no weight \(.*x\.0\.lora_down.* and 3 more\)",
+            r"1 of 5 LoRA layers .*x\.0 \(the model has no such weight\).*setting missing_layers to skip",
         ),
-        (
-            foreign("layers.1.attention.qkv", d_in=64),
-            "layers.1.attention.qkv.weight .*768x64, weight 768x256",
-        ),
-        (foreign("layers.1.attention.qkv", scale=float("nan")), "NaN or infinite values in .*qkv.lora_"),
+        (foreign("layers.1.attention.qkv", d_in=64), "layer 768x64, weight 768x256"),
+        (foreign("layers.1.attention.qkv", scale=float("nan")), "qkv holds NaN or infinite values"),
+        # left to the host: it has more than plain layers
+        (other("blocks.0.norm", DIM), r"1 of its 1 tensors match no weight \(.*blocks\.0\.norm\.diff"),
+        (other("layers.1.attention_norm1", 3), r"attention_norm1\.weight \(layer 3, weight 256\)"),
+        (other("layers.1.attention_norm1", DIM, float("nan")), "NaN or infinite values in .*norm1.diff"),
     ],
 )
 def test_foreign_lora_that_does_not_fit_is_refused(world, lora, message: str):
@@ -147,6 +152,20 @@ def test_foreign_lora_that_does_not_fit_is_refused(world, lora, message: str):
         apply(world.model, lora)
     assert "\n" not in str(caught.value)
     assert not world.model.patches
+
+
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_layers_that_the_model_lacks_can_be_skipped(world, mode: str):
+    lora = foreign("layers.1.attention.qkv") | foreign("deeper.1.attention.qkv")
+    with pytest.raises(I2LError, match="1 of 2 LoRA layers"):
+        apply(world.model, lora, mode=mode)
+    out = apply(world.model, lora, mode=mode, missing_layers="skip")
+    shown: Any = out.ui
+    assert "1 of 2 LoRA layers on 1 weights" in shown.as_dict()["text"][0]
+    if mode == "merged":
+        assert set(out[0].patches) == {"diffusion_model.layers.1.attention.qkv.weight"}
+    with pytest.raises(I2LError, match="0 of 1 LoRA layers"):
+        apply(world.model, foreign("deeper.1.attention.qkv"), mode=mode, missing_layers="skip")
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])

@@ -197,3 +197,77 @@ def test_paths_of_the_user_stay_when_the_folder_is_registered(host, tmp_path: Pa
     paths, extensions = folder_paths.folder_names_and_paths["i2l"]
     assert paths == [str(tmp_path), os.path.join(folder_paths.models_dir, "i2l")]
     assert extensions == {".safetensors"}
+
+
+# other layouts and precisions, and LoRA files as LoRAs
+
+
+@pytest.mark.parametrize("layout", ["ComfyUI", "diffusers", "DiffSynth"])
+@pytest.mark.parametrize("precision", ["as it is", "bfloat16", "float16", "float32"])
+def test_what_is_saved_in_any_layout_is_loaded_again(folders: Path, layout: Any, precision: str):
+    from i2l.nodes.load_file import LoadLoRAFile
+    from i2l.nodes.save import SavePredictedLoRA
+
+    value = predicted()
+    name = SavePredictedLoRA.execute(value, "any", layout=layout, precision=precision)[0]
+    out = LoadLoRAFile.execute(name)
+    dtype = getattr(torch, precision, value.lora.layers[next(iter(value.lora.layers))].down.dtype)
+    assert out[0].keys() == value.keys()
+    for key, tensor in value.items():
+        assert out[0][key].dtype == dtype
+        assert torch.equal(out[0][key], tensor.to(dtype))
+    shown: Any = out.ui
+    assert shown.as_dict()["text"][0].endswith("for i2l-tiny")
+
+
+def test_numbers_too_large_for_a_precision_are_refused(folders: Path):
+    from i2l.nodes.save import SavePredictedLoRA
+
+    up, down = "diffusion_model.x.lora_up.weight", "diffusion_model.x.lora_down.weight"
+    tensors = {up: torch.full((4, 2), 1e6), down: torch.randn(2, 4)}
+    with pytest.raises(I2LError, match="too large for float16; save it as bfloat16 or float32"):
+        SavePredictedLoRA.execute(tensors, "big", precision="float16")
+    assert not list((folders / "loras").iterdir())
+
+
+def test_lora_files_are_listed_and_nothing_outside_them(folders: Path):
+    from i2l.nodes.load_file import NO_FILES, LoadLoRAFile
+
+    combo: Any = LoadLoRAFile.define_schema().inputs[0]
+    assert combo.options == [NO_FILES]
+    assert str(folders / "loras") in str(LoadLoRAFile.validate_inputs(NO_FILES))
+    name = save(predicted(), "sub/ink")
+    (folders / "loras" / "old.ckpt").write_bytes(b"x")
+    combo = LoadLoRAFile.define_schema().inputs[0]
+    assert combo.options == [name]
+    assert LoadLoRAFile.validate_inputs(name) is True
+    before = LoadLoRAFile.fingerprint_inputs(name)
+    assert LoadLoRAFile.fingerprint_inputs(name, "i2l-tiny") != before
+    for other in ("../secret.safetensors", "/etc/passwd", "old.ckpt"):
+        assert "there is no LoRA file" in str(LoadLoRAFile.validate_inputs(other))
+        with pytest.raises(I2LError, match="there is no LoRA file"):
+            LoadLoRAFile.execute(other)
+    with pytest.raises(I2LError, match=r"ink\.safetensors is for i2l-tiny, not for z-image"):
+        LoadLoRAFile.execute(name, "z-image")
+
+
+def test_a_preview_is_kept_as_the_thumbnail_that_lora_managers_show(folders: Path):
+    import base64
+    import io
+
+    from PIL import Image
+
+    from i2l.nodes.save import SavePredictedLoRA
+
+    pictures = torch.zeros(5, 40, 60, 3)
+    pictures[1, ..., 0] = 1
+    SavePredictedLoRA.execute(predicted(), "ink", preview=pictures)
+    with safe_open(folders / "loras" / "ink.safetensors", "pt") as file:
+        url = file.metadata()["modelspec.thumbnail"]
+    kind, data = url.split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (256, 256)
+        assert image.getpixel((192, 64))[0] > 200  # type: ignore[index]
+        assert image.getpixel((64, 64))[0] < 50  # type: ignore[index]
+    assert len(url) < 20_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from typing import Any
 
@@ -14,11 +15,16 @@ from i2l.tools.host import ROOT
 IDS = (
     "LoadI2LPredictor",
     "StyleReference",
+    "ImagesFromFolder",
     "ImagesToLoRA",
     "ApplyPredictedLoRA",
     "AsymmetricCFG",
     "AsymmetricGuider",
+    "FuseLoRAs",
+    "LoRAPreview",
     "SavePredictedLoRA",
+    "LoadLoRAFile",
+    "LoRABlocks",
     "LoadI2LDemo",
 )
 WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))
@@ -37,6 +43,17 @@ def schemas(host) -> dict[str, Any]:
     return {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
 
 
+def inputs_of(schema: Any) -> dict[str, Any]:
+    """Every input by the name that the front end translates; those that a choice brings are named after it."""
+    found = {entry.id: entry for entry in schema.inputs}
+    for entry in schema.inputs:
+        for option in getattr(entry, "options", None) or ():
+            inner = {f"{entry.id}_{part.id}": part for part in getattr(option, "inputs", ())}
+            for name, part in inner.items():
+                assert found.setdefault(name, part).tooltip == part.tooltip, f"{name} has two tooltips"
+    return found
+
+
 def test_the_ids_are_stable(schemas):
     assert tuple(schemas) == IDS
 
@@ -45,7 +62,7 @@ def test_every_node_input_and_output_is_explained(schemas):
     for schema in schemas.values():
         assert schema.category == "i2L"
         assert schema.search_aliases
-        for entry in (schema, *schema.inputs, *schema.outputs):
+        for entry in (schema, *inputs_of(schema).values(), *schema.outputs):
             text = entry.description if entry is schema else entry.tooltip
             assert text, f"{schema.node_id}: {entry} has no text"
             assert text.endswith(".")
@@ -58,7 +75,7 @@ def test_english_translation_is_what_the_nodes_say(schemas):
     for id, schema in schemas.items():
         entry = english[id]
         assert (entry["display_name"], entry["description"]) == (schema.display_name, schema.description)
-        assert {i.id: i.tooltip for i in schema.inputs} == {
+        assert {name: i.tooltip for name, i in inputs_of(schema).items()} == {
             name: text["tooltip"] for name, text in entry.get("inputs", {}).items()
         }
         assert [o.tooltip for o in schema.outputs] == [o["tooltip"] for o in entry["outputs"].values()]
@@ -80,8 +97,9 @@ def test_every_node_has_a_help_page(schemas, id: str):
     page = (ROOT / "web" / "docs" / f"{id}.md").read_text("utf-8")
     assert page.startswith(f"# {schemas[id].display_name}\n")
     assert "## Errors and cures" in page
-    for entry in (*schemas[id].inputs, *schemas[id].outputs):
-        assert f"**{entry.id or entry.display_name}**" in page
+    for entry in (*inputs_of(schemas[id]).values(), *schemas[id].outputs):
+        name = re.sub(r"_\d+$", "", entry.id or entry.display_name)  # lora_2 is explained with lora_1
+        assert f"**{name}" in page, name
 
 
 # the shipped workflow, as data

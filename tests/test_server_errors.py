@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+import template_folders
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -189,6 +191,30 @@ def test_a_predictor_for_another_base_model(comfy_server: ComfyServer, predictor
     path.unlink()
     assert "FLUX.2 klein 4B (flux2-klein-4b)" in found
     assert "(i2l-tiny)" in found
+
+
+# programs
+
+
+@pytest.mark.parametrize("allow_code", [True, False])
+def test_a_program_does_not_run_whatever_the_prompt_and_the_settings_say(
+    comfy_server: ComfyServer, server: ComfyClient, predictors: Path, tmp_path: Path, allow_code: bool
+):
+    """The server was started without permission: nothing that comes over the network gives it."""
+    marker = tmp_path / "marker"
+    folder = template_folders.hostile(predictors / "hostile", marker)
+    combo = server.object_info()["LoadI2LPredictor"]["input"]["required"]["predictor_name"]
+    server.post("/settings", {"I2L_ALLOW_TEMPLATE_CODE": "1", "i2l.allow_code": True})
+    load = ("LoadI2LPredictor", {"predictor_name": "hostile/", "allow_code": allow_code})
+    prompt = graph(load=load, picture=PICTURE, predict=predict(image0=["picture", 0]), save=saved())
+    found = refused(comfy_server, prompt, "load")
+    assert "hostile/" in json.dumps(combo)
+    assert "it brings a program, model.py" in found
+    assert "start ComfyUI with the environment variable I2L_ALLOW_TEMPLATE_CODE=1" in found
+    assert ("switch on allow_code" in found) is not allow_code
+    assert not marker.exists()
+    assert [path.name for path in folder.iterdir()] == ["model.py"]
+    shutil.rmtree(folder)
 
 
 # pictures

@@ -13,7 +13,15 @@ from i2l.tools.startup_times import import_times
 
 pytestmark = pytest.mark.server
 
-NODES = ("LoadI2LPredictor", "ImagesToLoRA", "ApplyPredictedLoRA", "SavePredictedLoRA", "LoadI2LDemo")
+NODES = (
+    "LoadI2LPredictor",
+    "ImagesToLoRA",
+    "ApplyPredictedLoRA",
+    "FuseLoRAs",
+    "LoRAPreview",
+    "SavePredictedLoRA",
+    "LoadI2LDemo",
+)
 
 
 def inputs_of(info: dict[str, Any]) -> dict[str, dict[str, Any]]:

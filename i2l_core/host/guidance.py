@@ -7,11 +7,12 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
+from ..curve import Curve
 from .branches import Branch
 from .live import attach, attached
 from .live_lora import LiveLoRA
 from .lora_model import lora_of
-from .patch import report
+from .patch import layout_of_model, report
 
 
 def asymmetric(
@@ -22,18 +23,23 @@ def asymmetric(
     neutral_strength: float = 1.0,
     start: float = 0.0,
     end: float = 1.0,
+    curve: Curve | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that runs positive rows with `style` and negative rows with `neutral` (LORA_MODELs).
 
     Both stay in one batched forward where the host batches them. Without `neutral` negative rows are those of the
     model as it is; layers that only one of the two has are zero in the other. `start`, `end`: shares of the
-    sampling. Raises I2LError, before anything is cloned, for a LoRA that does not fit or numbers out of range.
+    sampling; `curve`: of both strengths, along it. Raises I2LError, before anything is cloned, for a LoRA that
+    does not fit or numbers out of range.
     """
-    loras = [LiveLoRA(lora_of(style), strength, branch=Branch.POSITIVE, start=start, end=end)]
+    layout = layout_of_model(model)
+
+    def side(value: Any, strength: float, branch: Branch) -> LiveLoRA:
+        return LiveLoRA(lora_of(value, layout), strength, branch, start=start, end=end, curve=curve)
+
+    loras = [side(style, strength, Branch.POSITIVE)]
     if neutral is not None:
-        loras.append(
-            LiveLoRA(lora_of(neutral), neutral_strength, branch=Branch.NEGATIVE, start=start, end=end)
-        )
+        loras.append(side(neutral, neutral_strength, Branch.NEGATIVE))
     return attach(model, *loras)
 
 

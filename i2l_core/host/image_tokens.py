@@ -1,7 +1,8 @@
 """Where the picture is among the tokens of a network, so that a mask on the picture can weigh tokens.
 
-The three networks put their tokens alike: text first, then the picture row by row (filled up to a multiple where
-the network wants one), then reference pictures. So the picture is found by counting from the end.
+The networks put their tokens alike: text first, then the picture row by row (filled up to a multiple where the
+network wants one), then reference pictures. So the picture is found by counting from the end. Qwen-Image keeps text
+in layers of its own, and Z-Image Omni puts references among the text.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class _Network:
 
 _NETWORKS = {
     "Flux": _Network(text_only=("txt_",), references="ref_latents"),
-    "NextDiT": _Network(text_only=("context_refiner.", "cap_embedder.")),
+    "NextDiT": _Network(text_only=("context_refiner.", "cap_embedder.", "siglip_")),
+    "QwenImageTransformer2DModel": _Network(
+        text_only=("txt_", ".add_", "to_add_out"), references="ref_latents"
+    ),
     "HiDreamO1Transformer": _Network(text_only=("visual.",), references="ref_patches"),
 }
 
@@ -43,6 +47,7 @@ def check_maskable(network: nn.Module) -> None:
 class ImageTokens:
     """The picture among the tokens of one forward."""
 
+    frames: int  # pictures of one latent, one after the other: Qwen-Image-Layered
     height: int  # in tokens
     width: int
     tail: int  # tokens from its first one to the end of a sequence that also has text and references
@@ -50,18 +55,23 @@ class ImageTokens:
 
     @classmethod
     def read(cls, network: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> ImageTokens:
-        """`x`: the latent (rows, C, H, W); `arguments`: what else goes into `network`."""
+        """`x`: the latent (rows, C, H, W) or (rows, C, frames, H, W); `arguments`: what else goes into `network`."""
         known = _NETWORKS[type(network).__name__]
         patch = int(network.patch_size)  # type: ignore[arg-type]
+        frames = x.shape[2] if x.ndim == 5 else 1
         height, width = (-(-side // patch) for side in x.shape[-2:])
         multiple = getattr(network, "pad_tokens_multiple", None) or 1
-        tail = -(-height * width // multiple) * multiple
+        tail = -(-frames * height * width // multiple) * multiple
         tail += _reference_tokens(arguments.get(known.references), patch)
-        return cls(height, width, tail, known.text_only)
+        return cls(frames, height, width, tail, known.text_only)
 
     def is_text(self, name: str) -> bool:
         """Whether layer `name` sees no image token."""
         return any(part in name for part in self.text_only)
+
+    def shared(self, mask: Tensor) -> Tensor:
+        """(N, 1): the weight of what the whole picture shares. Why the mean: docs/fusion.md."""
+        return mask.mean(dim=(1, 2))[:, None]
 
     def weigh(self, mask: Tensor, name: str, tokens: int | None) -> Tensor:
         """The weight of each token of layer `name`, (N, tokens or 1), for a mask (N, H, W) on the picture.
@@ -69,13 +79,14 @@ class ImageTokens:
         An image token gets the mean of the mask over its patch. What the whole picture shares (text tokens,
         and modulation, which has no tokens) gets the mean of the whole mask, so a mask of ones changes nothing.
         """
-        share = mask.mean(dim=(1, 2))[:, None]
+        share = self.shared(mask)
         if tokens is None:
             return share
         weights = share.repeat(1, tokens)
-        sees_picture = tokens >= self.height * self.width  # modulation may come as one token
+        sees_picture = tokens >= self.frames * self.height * self.width  # modulation may come as one token
         if sees_picture and not self.is_text(name):
             patches = F.interpolate(mask[:, None], (self.height, self.width), mode="area").flatten(1)
+            patches = patches.repeat(1, self.frames)
             start = max(0, tokens - self.tail)
             weights[:, start : start + patches.shape[1]] = patches
         return weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,15 +15,36 @@ from ..lora import Target
 from ..row_products import RowProducts
 from .image_tokens import ImageTokens
 
+# Beside reference pictures some networks look at the time of all rows twice, as it is and as zero: their rows, and
+# then all of them again. Qwen-Image-Edit-2511, Z-Image Omni
+_TWICE = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
+
 
 @dataclass(frozen=True, eq=False)
 class Acting:
-    """What the hooks of one forward do: products by weight, for these rows out of so many."""
+    """What the hooks of one forward do: products by weight, for these rows out of so many.
+
+    `factors`: by number of a LoRA, what its strength is multiplied by now; 1 where it is not named.
+    """
 
     products: Mapping[str, RowProducts]
     span: slice
     rows: int
     gates: Gates | None
+    factors: Mapping[int, float]
+    _scales: dict[Any, Tensor] = field(default_factory=dict)
+
+    def gate(self, name: str, x: Tensor, products: RowProducts) -> Tensor | None:
+        """What the columns of a product are multiplied by: masks and factors, or None for neither."""
+        gate = self.gates.of(name, x, products) if self.gates else None
+        if not any(number in self.factors for owners in products.owner for number in owners):
+            return gate
+        key = products.owner, x.dtype
+        if key not in self._scales:
+            columns = [[[self.factors.get(j, 1.0) for j in owners]] for owners in products.owner]
+            scale = torch.tensor(columns, dtype=x.dtype)  # (G, 1, K)
+            self._scales[key] = scale.to(x.device, non_blocking=True)
+        return self._scales[key] if gate is None else gate * self._scales[key]
 
 
 class Hooks:
@@ -66,6 +87,9 @@ class Hooks:
 
 def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Acting) -> Tensor:
     span = acting.span
+    if x.shape[0] == 2 * acting.rows and any(part in name for part in _TWICE):
+        halves = zip(x.chunk(2), out.chunk(2), strict=True)
+        return torch.cat([_add(name, one, added, products, acting) for one, added in halves])
     if x.shape[0] != acting.rows:
         if span != slice(0, acting.rows) or products.groups != 1 or acting.gates is not None:
             raise I2LError(
@@ -73,7 +97,7 @@ def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Actin
                 "cannot be told, so LoRAs that differ between the branches cannot act on it here"
             )
         span = slice(0, x.shape[0])
-    gate = acting.gates.of(name, x[span], products) if acting.gates else None
+    gate = acting.gate(name, x[span], products)
     if span == slice(0, x.shape[0]):
         return products.add_to(out, x, gate)
     added = products.add_to(out[span], x[span], gate)

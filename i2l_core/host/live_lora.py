@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..checks import check_strength
+from ..curve import Curve
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target, fuse_rows
 from .branches import Branch, Chunk
@@ -22,6 +23,7 @@ class LiveLoRA:
 
     `branch`, `tag`: only on rows of that branch, or of conditionings with that tag (`branches.tagged`).
     `start`, `end`: shares of the sampling, as in ComfyUI's start_percent and end_percent.
+    `curve`: times `strength`, along the same shares.
     `mask`: (N, H, W) in 0..1, N = 1 or the batch size, any resolution.
     Raises I2LError for numbers out of range.
     """
@@ -33,10 +35,10 @@ class LiveLoRA:
     start: float = 0.0
     end: float = 1.0
     mask: Tensor | None = None
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength):
-            raise I2LError(f"strength must be a finite number, got {self.strength}")
+        check_strength(self.strength)
         if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:  # NaN compares false
             raise I2LError(f"start and end must be from 0 to 1, got {self.start} and {self.end}")
         if self.start > self.end:
@@ -49,7 +51,7 @@ class LiveLoRA:
 
     @property
     def always(self) -> bool:
-        return self.start == 0 and self.end == 1
+        return self.start == 0 and self.end == 1 and self.curve is None
 
 
 def _check_mask(mask: Tensor) -> None:

@@ -5,6 +5,7 @@ All that a run makes ends with it: hooks on the network, stacked LoRAs on the de
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import math
 import sys
@@ -42,6 +43,8 @@ class Run:
         self._branches: tuple[Branch | None, ...] = ()
         self._latent = noise.shape[-2:]
         self._windows = [_sigmas(one, patcher) for one in live.loras]
+        curved = any(one.curve is not None for one in live.loras)
+        self._shares = Shares(patcher) if curved and patcher is not None else None
         self._stacks: OrderedDict[Any, dict[str, RowProducts]] = OrderedDict()
         self._caches = PrefixCaches()
         self._hooks: dict[int, Hooks] = {}
@@ -60,9 +63,9 @@ class Run:
         call: Callable[[], Tensor],
     ) -> Tensor:
         chunks = chunks_of(options, self._known, self._branches)
-        plan = self._plan(chunks, options.get("sigmas"))
+        plan, factors = self._plan(chunks, options.get("sigmas"))
         network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
-        with self._caches.of(network, plan):
+        with self._caches.of(network, (plan, tuple(factors.items()))):
             first, last = _span(plan)
             if first == last:
                 return call()
@@ -72,7 +75,8 @@ class Run:
             stacks = self._stacked(groups, x.device, model.get_dtype_inference())
             gates = self._gates_for(network, x, arguments, len(chunks))
             rows = x.shape[0] // len(chunks)
-            acting = Acting(stacks, slice(first * rows, last * rows), x.shape[0], gates)
+            factors = {number: factor for number, factor in factors.items() if factor != 1}
+            acting = Acting(stacks, slice(first * rows, last * rows), x.shape[0], gates, factors)
             with self._hooks_on(network).acting(acting), _uncompiled():
                 return call()
 
@@ -84,23 +88,30 @@ class Run:
         self._stacks.clear()
         self._gates.clear()
 
-    def _plan(self, chunks: tuple[Chunk, ...], sigmas: Tensor | None) -> Plan:
+    def _plan(self, chunks: tuple[Chunk, ...], sigmas: Tensor | None) -> tuple[Plan, dict[int, float]]:
+        """What acts on each chunk, and by which factors those with a curve act now."""
         loras = self._live.loras
         sigma = 0.0
         if sigmas is not None and not all(live.always for live in loras):
-            sigma = float(sigmas.flatten()[0])  # waits for the device: only where a window needs it
+            sigma = float(sigmas.flatten()[0])  # waits for the device: only where a window or curve needs it
+        factors = {
+            number: live.curve(self._shares.at(sigma))
+            for number, live in enumerate(loras)
+            if live.curve is not None and self._shares is not None
+        }
         now = [
-            live.always or low <= sigma <= high
-            for live, (high, low) in zip(loras, self._windows, strict=True)
+            (live.always or low <= sigma <= high) and live.strength * factors.get(number, 1.0) != 0
+            for number, (live, (high, low)) in enumerate(zip(loras, self._windows, strict=True))
         ]
-        return tuple(
+        plan = tuple(
             tuple(
                 (number, live.strength)
                 for number, live in enumerate(loras)
-                if now[number] and live.strength != 0 and live.acts_on(chunk)
+                if now[number] and live.acts_on(chunk)
             )
             for chunk in chunks
         )
+        return plan, factors
 
     def _stacked(self, groups: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, RowProducts]:
         key = groups, device
@@ -143,6 +154,24 @@ def _span(plan: Plan) -> tuple[int, int]:
     """First and last + 1 chunk on which anything acts; equal when nothing does."""
     acting = [number for number, group in enumerate(plan) if group]
     return (acting[0], acting[-1] + 1) if acting else (0, 0)
+
+
+class Shares:
+    """Which share of the sampling a sigma stands at: the inverse of the host's percent_to_sigma."""
+
+    _STEPS = 1024
+
+    def __init__(self, patcher: ModelPatcher) -> None:
+        sampling: Any = patcher.get_model_object("model_sampling")
+        self._rising = [-float(sampling.percent_to_sigma(i / self._STEPS)) for i in range(self._STEPS + 1)]
+
+    def at(self, sigma: float) -> float:
+        """0..1; between the places that are known by a straight line."""
+        after = bisect.bisect_left(self._rising, -sigma)
+        if after == 0 or after > self._STEPS:
+            return min(after, self._STEPS) / self._STEPS
+        low, high = self._rising[after - 1 : after + 1]
+        return (after - 1 + (-sigma - low) / (high - low)) / self._STEPS
 
 
 def _sigmas(live: LiveLoRA, patcher: ModelPatcher | None) -> tuple[float, float]:

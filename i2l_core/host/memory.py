@@ -7,8 +7,10 @@ import comfy.model_patcher
 import torch
 from torch import nn
 
-from ..encoders import SQUARE, EncoderConfig
+from ..encoders import SQUARE, EncoderConfig, PooledConfig
 from ..predictors.query import QueryConfig
+from ..predictors.v1 import PIECE_BYTES
+from ..predictors.v1_kinds import V1Config
 
 
 def encoder_memory(config: EncoderConfig, pixels: int, dtype: torch.dtype) -> int:
@@ -25,6 +27,18 @@ def predictor_memory(config: QueryConfig, tokens: int, dtype: torch.dtype) -> in
     states = (config.n_queries + tokens) * (14 * config.hidden + 3 * config.mlp)
     lora = sum(config.rank * (layer.d_in + layer.d_out) for layer in config.layers)
     return (states + tokens * config.token_dim + 3 * lora) * dtype.itemsize
+
+
+def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
+    """Bytes that one picture takes in an encoder beside the weights, one of which is cast at a time."""
+    states = config.tokens * (12 * config.width + 3 * config.mlp)
+    return (states + 2 * config.width * config.mlp) * dtype.itemsize
+
+
+def v1_memory(config: V1Config, pictures: int, dtype: torch.dtype) -> int:
+    """Bytes that predicting takes: the LoRA while it is put together, and a piece of the weights in two types."""
+    lora = pictures * config.rank * sum(slot.d_in + slot.d_out for slot in config.slots)
+    return 3 * lora * dtype.itemsize + 2 * PIECE_BYTES
 
 
 def as_patcher(module: nn.Module) -> comfy.model_patcher.ModelPatcher:

@@ -10,14 +10,16 @@ The host skips what it cannot place, and only logs a wrong shape; so everything 
 from __future__ import annotations
 
 import collections
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from ..checks import check_strength, listed
 from ..errors import I2LError
-from ..layouts import BaseModel, Weights, find_model, recognise
+from ..layouts import LAYOUTS, BaseModel, Layout, Weights, find_model, recognise
 from ..lora import LoRA, Target
 from .prefix_cache import clear_around_runs
 
@@ -54,49 +56,64 @@ def base_model_of(model: ModelPatcher) -> BaseModel:
     return recognise(weights_of(model))
 
 
+def layout_of_model(model: ModelPatcher) -> Layout | None:
+    """The table of a MODEL's class, whatever its sizes; None for a class that is not known."""
+    weights = weights_of(model)
+    return next((layout for layout in LAYOUTS if layout.matches(weights)), None)
+
+
 def report(lora: LoRA, model: ModelPatcher) -> Report:
     """Where each layer lands. Changes nothing and raises nothing."""
     return _report(lora, weights_of(model))
 
 
-def check_fits(lora: LoRA, model: ModelPatcher) -> None:
-    """Raise I2LError when `lora` is for another base model (naming both), when not all of its layers fit the
-    model (naming up to five), or when a number in it is not finite.
+def check_fits(lora: LoRA, model: ModelPatcher, partial: bool = False) -> LoRA:
+    """The LoRA, or with `partial` that part of it that fits the model.
 
-    A LoRA without a base model is taken for this one when all of its layers fit.
+    A LoRA without a base model is taken for this one.
+    Raises I2LError when it is for another base model (naming both), when none of its layers fits the model, when
+    not all of them do (naming up to five) and `partial` is off, or when a number in it is not finite.
     """
     weights = weights_of(model)
     if lora.base_model:
         _check_base_model(lora, weights)
     found = _report(lora, weights)
-    if found.wrong:
-        some = "; ".join(found.wrong[:5]) + ("; ..." if len(found.wrong) > 5 else "")
-        raise I2LError(f"the LoRA does not fit this MODEL, {found}. Not placed: {some}")
+    if found.wrong and not (partial and found.landed):
+        cure = "" if not found.landed else "; apply the part that fits by setting missing_layers to skip"
+        raise I2LError(f"the LoRA does not fit this MODEL, {found}. Not placed: {listed(found.wrong)}{cure}")
     lora.check_finite()
+    return lora.only(found.landed) if found.wrong else lora
 
 
-def apply_merged(model: ModelPatcher, lora: LoRA, strength: float) -> ModelPatcher:
+def apply_merged(model: ModelPatcher, lora: LoRA, strength: float, partial: bool = False) -> ModelPatcher:
     """A clone of `model` with W' = W + strength * up @ down; `model` stays as it is.
 
     Raises I2LError, before anything is cloned, when the LoRA does not fit (`check_fits`) or when the strength is
     not finite.
     """
-    if not math.isfinite(strength):
-        raise I2LError(f"strength must be a finite number, got {strength}")
-    check_fits(lora, model)
+    fitting = check_fits(lora, model, partial)
+    patches = {
+        _key(target): LoRAAdapter(set(), (layer.up.detach(), layer.down.detach(), None, None, None, None))
+        for target, layer in fitting.layers.items()
+    }
+    return with_patches(model, patches, strength)
 
+
+def with_patches(model: ModelPatcher, patches: Mapping[PatchKey, Any], strength: float) -> ModelPatcher:
+    """A clone of `model` with these patches on its weights; at strength 0 with none.
+
+    Raises I2LError when the strength is not finite, or when the host refuses a patch.
+    """
+    check_strength(strength)
     patched = model.clone()
     clear_around_runs(patched)
     if strength == 0:
         return patched
-    patches = {
-        _key(target): LoRAAdapter(set(), (layer.up.detach(), layer.down.detach(), None, None, None, None))
-        for target, layer in lora.layers.items()
-    }
-    refused = patches.keys() - set(patched.add_patches(patches, strength))
+    refused = patches.keys() - set(patched.add_patches(dict(patches), strength))
     if refused:
-        some = ", ".join(sorted(str(key) for key in refused)[:5])
-        raise I2LError(f"ComfyUI refused {len(refused)} of {len(patches)} LoRA layers: {some}")
+        raise I2LError(
+            f"ComfyUI refused {len(refused)} of {len(patches)} LoRA layers: {listed(map(str, refused))}"
+        )
     return patched
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
@@ -18,11 +19,12 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 class Predicted:
     """The LoRA of the references' style, and that of as many gray pictures: what remains without a style.
 
-    The second is the counterpart for guidance (arXiv 2606.13809, section 3.4).
+    The second is the counterpart for guidance (arXiv 2606.13809, section 3.4). `note`: what the artist should know.
     """
 
     lora: LoRA
     neutral: LoRA
+    note: str = ""
 
 
 class HostPredictor(ABC):
@@ -40,6 +42,10 @@ class HostPredictor(ABC):
     @abstractmethod
     def get_models(self) -> list[ModelPatcher]:
         """All models it may load. The host looks for this name: so it knows what the running prompt needs."""
+
+    def with_clip(self, clip: Any) -> HostPredictor:
+        """The same predictor with the user's CLIP, or None, at hand. Most look at pictures without one."""
+        return self
 
     @abstractmethod
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> Predicted:

@@ -16,7 +16,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..encoders import SQUARE, EncoderConfig
 from ..errors import I2LError
 from ..images import Reference, counted, gray
 from ..lora import LoRA
@@ -68,7 +67,7 @@ class QueryHostPredictor(HostPredictor):
             report(done, total)
         key = tuple(sorted((reference.weight, reference.mask_hash) for reference in used))
         neutral = self.neutrals.get(key)
-        blank = gray(neutral_size(self.loaded.encoder.config))
+        blank = gray(self.loaded.encoder.config.full_size)
         blank_tokens = self._encode(blank) if neutral is None else None
 
         self._load_predictor(sum(part.shape[1] for part in tokens))
@@ -134,12 +133,3 @@ def load_query_predictor(path: str | Path) -> QueryHostPredictor:
         loaded.predictor.to(dtype)
     loaded.encoder.to(dtype)
     return QueryHostPredictor(loaded, as_patcher(loaded.encoder), as_patcher(loaded.predictor), dtype)
-
-
-def neutral_size(config: EncoderConfig) -> tuple[int, int]:
-    """(height, width) of the gray picture: what the encoder sees without resizing, or nearly."""
-    if config.kind == SQUARE:
-        side = config.image_size or 0
-    else:
-        side = int((config.max_patches or 0) ** 0.5) * config.patch
-    return side, side

@@ -15,7 +15,7 @@ from .table import Layout, Line, Slot, Weights
 __all__ = ["LAYOUTS", "MODELS", "BaseModel", "Layout", "Line", "Slot", "Weights", "find_model", "recognise"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BaseModel:
     """A base model that predictors and LoRAs are made for.
 

@@ -1,16 +1,13 @@
 """What a layout is: a literal table from diffusers / DiffSynth layer names to the host's weights.
 
 One table serves every size: widths in it are names of sizes, which are read from the loaded model, or known of a
-base model that is not loaded. All other maps (every known name -> layer, weight -> its layers) are derived.
+base model that is not loaded. The maps from every known name to its layer and back are derived (lora_names.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
 
 from ..errors import I2LError
 from ..lora import LowRank, Target
@@ -55,10 +52,10 @@ class Slot:
                 f"{self.name}: expected a LoRA layer of {self.d_out}x{self.d_in}, "
                 f"got {layer.d_out}x{layer.d_in}"
             )
-        return LowRank(layer.down, torch.cat(layer.up.chunk(2)[::-1])) if self.swapped else layer
+        return layer.halves_swapped() if self.swapped else layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """The table of one model class.
 
@@ -108,31 +105,6 @@ class Layout:
         Raises I2LError when a fused weight does not divide into its parts.
         """
         return tuple(slot for line in self.lines for slot in _slots(line, weights))
-
-    def by_name(self, weights: Weights) -> dict[str, Slot]:
-        """Each layer of this model by every name it is known under: the reference's, the host's, and the original
-        checkpoint's, which is one of the two. The host's name of a fused weight stands for all of its rows.
-        """
-        slots = self.slots(weights)
-        found = {}
-        for weight in {slot.target.weight for slot in slots}:
-            d_out, d_in = weights[f"{weight}.weight"]
-            found[weight] = Slot(weight, Target(weight), d_in, d_out)
-        return found | {slot.name: slot for slot in slots}
-
-    def by_weight(self, weights: Weights) -> dict[str, tuple[Slot, ...]]:
-        """The way back: the layers of each of the host's weights, in the order of their rows."""
-        found: dict[str, tuple[Slot, ...]] = {}
-        for slot in sorted(self.slots(weights), key=lambda slot: slot.target):
-            found[slot.target.weight] = (*found.get(slot.target.weight, ()), slot)
-        return found
-
-    def lacks(self, name: str) -> bool:
-        """Whether the reference has a layer of this name that the host has not."""
-        return any(
-            re.fullmatch(re.escape(absent).replace(r"\{\}", "[0-9]+"), name) is not None
-            for absent in self.absent
-        )
 
 
 def _indices(name: str, weights: Weights) -> Iterator[int]:

@@ -14,30 +14,30 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checks import check_entries, listed, shown
+from ..checks import check_entries, shown
 from ..encoders import EncoderConfig, VisionEncoder
 from ..errors import I2LError
-from .identify import describe_bytes, describe_tensors
+from .identify import describe_tensors
 from .query import QueryConfig, QueryPredictor
 from .registry import family_named, family_of
+from .strict import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
 
 METADATA_KEY = "i2l"
 FORMAT = "i2l-predictor"
 VERSION = 1
 
 _REQUIRED = ("format", "version", "family", "base_model", "predictor", "encoder")
-_DTYPES = ("F32", "F16", "BF16")  # as safetensors names them
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def save_predictor(
         for name, tensor in _tensors(predictor, encoder).items()
     }
     for name, tensor in tensors.items():
-        _check_finite(name, tensor)
+        check_finite(name, tensor)
     header = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False, allow_nan=False)}
     temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
     try:
@@ -115,7 +115,7 @@ def peek(path: str | Path) -> PredictorHeader:
 
     Raises I2LError naming the file when it is damaged, or something else: then it says what it seems to be.
     """
-    with _opened(Path(path)) as file:
+    with opened(Path(path)) as file:
         return _header(file)
 
 
@@ -127,46 +127,47 @@ def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredic
     NaN or infinity.
     """
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         header = _header(file)
-        about = header.metadata
-        family = family_named(about["family"])
-        config = family.config.from_json(about["predictor"])
-        encoder_config = EncoderConfig.from_json(about["encoder"])
-        meta = {"base_model": about["base_model"], "about": about.get("about", {})}
-        _check_parts(meta, config, encoder_config)
-
-        # the network as described, without memory, must be what the header lists, before any tensor is read
-        predictor = family.predictor(config, device="meta")
-        encoder = VisionEncoder(encoder_config, device="meta")
-        _check_tensors(header, _tensors(predictor, encoder))
+        predictor, encoder, meta = _networks(header)
         if ops is not nn:
-            predictor = family.predictor(config, device="meta", ops=ops)
+            predictor = type(predictor)(predictor.config, device="meta", ops=ops)
 
         tensors = {name: file.get_tensor(name) for name in header.shapes}
         for name, tensor in tensors.items():
-            _check_finite(name, tensor)
+            check_finite(name, tensor)
         predictor.load_state_dict(_part(tensors, "predictor."), strict=True, assign=True)
         encoder.model.load_state_dict(_part(tensors, "encoder."), strict=True, assign=True)
+    config = predictor.config
     return LoadedPredictor(config, predictor.eval(), encoder.eval().requires_grad_(False), meta, path.stem)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file; errors inside get the file's name in front."""
-    try:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            raise I2LError(f"expected a predictor file, but {describe_bytes(path, error)}") from error
-    except I2LError as error:
-        raise I2LError(f"{path.name}: {error}") from error
+def check_header(path: str | Path) -> tuple[QueryConfig, EncoderConfig, dict[str, Any]]:
+    """What a predictor file describes, and meta as in LoadedPredictor. No tensor is read.
+
+    Raises I2LError as `load_predictor` does, except for values.
+    """
+    with opened(Path(path)) as file:
+        predictor, encoder, meta = _networks(_header(file))
+    return predictor.config, encoder.config, meta
+
+
+def _networks(header: PredictorHeader) -> tuple[QueryPredictor, VisionEncoder, dict[str, Any]]:
+    """Both networks as the header describes them, without memory: of exactly the tensors that it lists."""
+    about = header.metadata
+    family = family_named(about["family"])
+    config = family.config.from_json(about["predictor"])
+    encoder_config = EncoderConfig.from_json(about["encoder"])
+    meta = {"base_model": about["base_model"], "about": about.get("about", {})}
+    _check_parts(meta, config, encoder_config)
+    predictor = family.predictor(config, device="meta")
+    encoder = VisionEncoder(encoder_config, device="meta")
+    _check_tensors(header, _tensors(predictor, encoder))
+    return predictor, encoder, meta
 
 
 def _header(file: Any) -> PredictorHeader:
-    slices = {name: file.get_slice(name) for name in file.keys()}
-    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    shapes, dtypes = shapes_and_dtypes(file)
     metadata = file.metadata() or {}
     if METADATA_KEY not in metadata:
         raise I2LError(f"expected a predictor file, but {describe_tensors(shapes, metadata)}")
@@ -185,7 +186,7 @@ def _header(file: Any) -> PredictorHeader:
         raise I2LError(f"predictor file version {found} is not known (known: {VERSION}); update ComfyUI-i2L")
     about = check_entries("its metadata", about, _REQUIRED, ("about",))
     family_named(about["family"])
-    return PredictorHeader(about, shapes, {name: part.get_dtype() for name, part in slices.items()})
+    return PredictorHeader(about, shapes, dtypes)
 
 
 def _check_parts(meta: Mapping[str, Any], config: QueryConfig, encoder: EncoderConfig) -> None:
@@ -214,23 +215,10 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_tensors(header: PredictorHeader, expected: Mapping[str, Tensor]) -> None:
-    shapes = header.shapes
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - shapes.keys())]
-    problems += [f"{name} is not expected" for name in sorted(shapes.keys() - expected.keys())]
-    problems += [
-        f"{name} expected {tuple(tensor.shape)}, got {shapes[name]}"
-        for name, tensor in expected.items()
-        if name in shapes and shapes[name] != tuple(tensor.shape)
-    ]
-    if problems:
-        raise I2LError(f"its tensors are not those its metadata describes: {listed(problems)}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    check_shapes(header.shapes, shapes, "its metadata describes")
     for prefix in ("predictor.", "encoder."):
-        found = {dtype for name, dtype in header.dtypes.items() if name.startswith(prefix)}
-        if len(found) != 1 or not found <= set(_DTYPES):
-            one = " or ".join(_DTYPES)
-            raise I2LError(f"the {prefix}* tensors must all be {one}, got {listed(sorted(found))}")
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise I2LError(f"{name} holds NaN or infinite values; the file is damaged or its training diverged")
+        check_dtypes(
+            (dtype for name, dtype in header.dtypes.items() if name.startswith(prefix)),
+            f"the {prefix}* tensors",
+        )

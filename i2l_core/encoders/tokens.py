@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_entries, check_int, check_number, shown
-from .errors import I2LError
+from ..checks import check_entries, check_int, check_number, shown
+from ..errors import I2LError
 
 SQUARE = "siglip_vision_model"
 NAFLEX = "siglip2_vision_model"
@@ -34,6 +34,7 @@ _SIZES = {
 }
 _GRID = {SQUARE: ("image_size", 8192), NAFLEX: ("num_patches", 65536)}
 _OPTIONAL = {"num_channels", "hidden_act", "layer_norm_eps"}
+_ATTENTION: dict[str, Any] = {"attn_implementation": "sdpa"}
 _ACTIVATIONS = {"gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu"}
 
 
@@ -98,6 +99,12 @@ class EncoderConfig:
     def patch(self) -> int:
         """side of a patch in pixels"""
         return self.config["patch_size"]
+
+    @property
+    def full_size(self) -> tuple[int, int]:
+        """(height, width) of a square picture that it sees without resizing, or nearly: that of the gray picture"""
+        side = self.image_size or math.isqrt(self.max_patches or 0) * self.patch
+        return side, side
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -223,18 +230,29 @@ def naflex_size(height: int, width: int, patch: int, max_patches: int) -> tuple[
 
 def _build(config: EncoderConfig, device: torch.device) -> Any:
     """The transformers module, on `device`; its one buffer is always real, as no file brings it."""
+    sizes = {**config.config, "vision_use_head": False}
+    if config.kind == SQUARE:
+        return build_siglip(sizes, device)
     import transformers  # slow: only when an encoder is needed
 
-    kwargs = {**config.config, "vision_use_head": False, "attn_implementation": "sdpa"}
     with device:
-        if config.kind == SQUARE:
-            model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**kwargs))
-        else:
-            model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**kwargs))
-    model = getattr(model, "vision_model", model)  # transformers 4 wraps what transformers 5 exposes
-    if config.kind == SQUARE:
-        count = (config.config["image_size"] // config.patch) ** 2
-        real = "cpu" if device.type == "meta" else device
-        ids = torch.arange(count, device=real)[None]
-        model.embeddings.register_buffer("position_ids", ids, persistent=False)
+        made = transformers.Siglip2VisionConfig(**sizes, **_ATTENTION)
+        return _unwrapped(transformers.Siglip2VisionModel(made)).eval()
+
+
+def build_siglip(sizes: Mapping[str, Any], device: torch.device) -> Any:
+    """SigLIP for squares of one size, as transformers' SiglipVisionConfig names its sizes; its buffer is real."""
+    import transformers  # slow: only when an encoder is needed
+
+    with device:
+        made = transformers.SiglipVisionConfig(**sizes, **_ATTENTION)
+        model = _unwrapped(transformers.SiglipVisionModel(made))
+    count = model.embeddings.num_positions
+    ids = torch.arange(count, device="cpu" if device.type == "meta" else device)[None]
+    model.embeddings.register_buffer("position_ids", ids, persistent=False)
     return model.eval()
+
+
+def _unwrapped(model: Any) -> Any:
+    """transformers 4 wraps what transformers 5 exposes."""
+    return getattr(model, "vision_model", model)

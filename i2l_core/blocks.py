@@ -1,0 +1,90 @@
+"""Where a weight sits in a diffusion transformer, told from its name: which block, which stream, what kind of layer.
+
+For people (plots, presets), not for addressing: names of unknown models are read by the same rules as far as they go.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+ATTENTION, MLP, BOTH, MODULATION, OTHER = "attention", "MLP", "attention + MLP", "modulation", "other"
+KINDS = (ATTENTION, MLP, BOTH, MODULATION, OTHER)
+IMAGE, TEXT = "image", "text"
+
+
+@dataclass(frozen=True)
+class Place:
+    """`blocks`: the run of like blocks, such as "double_blocks", and `index` in it; neither outside of blocks.
+
+    `stream`: IMAGE or TEXT where the layer sees only one of the two, else empty.
+    """
+
+    blocks: str
+    index: int
+    stream: str
+    kind: str
+
+    @property
+    def section(self) -> str:
+        """The run of blocks in plain words, one for each stream."""
+        if not self.blocks:
+            return "outside, of blocks"
+        title = _TITLES.get(self.blocks, self.blocks.replace("_", " ").replace(".", " "))
+        return f"{title}, {self.stream}" if self.stream and self.blocks in _TWO_STREAMS else title
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """Sorts places as a picture passes through them; unknown blocks come after the known, what is outside last."""
+        known = list(_TITLES)
+        rank = known.index(self.blocks) if self.blocks in known else len(known) + (not self.blocks)
+        return rank, self.section, self.index
+
+
+# in the order in which a picture passes through them
+_TITLES = {
+    "visual.blocks": "vision",
+    "context_refiner": "text refiner",
+    "noise_refiner": "image refiner",
+    "double_blocks": "double blocks",
+    "transformer_blocks": "double blocks",
+    "layers": "main blocks",
+    "language_model.layers": "main blocks",
+    "single_blocks": "single blocks",
+    "single_transformer_blocks": "single blocks",
+}
+_TWO_STREAMS = ("double_blocks", "transformer_blocks")
+
+# In order: the first that is found in the name decides. FLUX fuses the input of attention and MLP in its single
+# blocks, and their outputs.
+_KINDS = (
+    (MODULATION, r"modulation|adaln|norm_out|(^|[._])(mod|time|guidance|t_embedder)([._]|$)"),
+    (
+        BOTH,
+        r"single_blocks\.\d+\.linear[12]|single_transformer_blocks\.\d+\.(attn\.to_(qkv_mlp_proj|out)|proj_out)",
+    ),
+    (ATTENTION, r"attn|attention|to_[qkv]\b|[qkvo]_proj"),
+    (MLP, r"mlp|feed_forward|\bff|linear_fc"),
+)
+_STREAMS = (
+    (TEXT, r"txt|context|add_[qkv]_proj|to_add_out|cap_embedder"),
+    (IMAGE, r"double_blocks\.\d+\.img|^transformer_blocks|noise_refiner|modulation_img|img_in|x_embedder"),
+)
+
+
+def place_of(weight: str) -> Place:
+    """`weight`: a parameter of the diffusion model as `lora.Target` names it."""
+    found = re.match(r"(.*?)\.(\d+)\.", weight + ".")
+    blocks, index = (
+        (found.group(1), int(found.group(2))) if found and not _numbered(found.group(1)) else ("", 0)
+    )
+    return Place(blocks, index, _first(_STREAMS, weight, ""), _first(_KINDS, weight, OTHER))
+
+
+def _numbered(name: str) -> bool:
+    """Whether a number after this name counts layers of one block and not blocks: `t_embedder.mlp.0`."""
+    return bool(re.search(r"mlp$|embed|modulation$|merger|\bnet$", name))
+
+
+def _first(rules: tuple[tuple[str, str], ...], name: str, otherwise: str) -> str:
+    return next((word for word, pattern in rules if re.search(pattern, name, re.IGNORECASE)), otherwise)

@@ -1,0 +1,76 @@
+"""`python -m i2l_core inspect PATH`: what a file or folder is and what to do with it, from its header alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import I2LError
+from ..inspection import Group, Inspection, inspect_path
+
+MOST_GROUPS = 40
+MOST_ENTRIES = 40  # of the metadata
+MOST_TEXT = 200  # characters of anything that a file says
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m i2l_core inspect",
+        description="What a file or folder is and what to do with it, from its header alone: no value is read and "
+        "nothing in it is run.",
+    )
+    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        found = inspect_path(options.path)
+    except I2LError as error:
+        sys.stderr.write(f"{_plain(str(error), 1000)}\n")
+        return 1
+    lines = [json.dumps(asdict(found))] if options.json else _lines(options.path, found)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 0
+
+
+def _lines(path: Path, found: Inspection) -> Iterator[str]:
+    tensors = sum(group.count for group in found.groups)
+    values = sum(group.count * math.prod(group.shape) for group in found.groups)
+    size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
+    counted = f", {tensors} tensors, {values / 1e6:.1f} million values" if found.groups else ""
+    yield f"{_plain(path.name)}{size}{counted}"
+    yield f"  what   {_plain(found.verdict, 1000)}"
+    yield f"  to do  {_plain(found.advice, 1000)}"
+    if found.groups:
+        yield ""
+        groups = sorted(found.groups, key=lambda group: -group.count * math.prod(group.shape))
+        rows = [_row(group) for group in groups[:MOST_GROUPS]]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        for count, shape, dtype, name in rows:
+            yield f"  {count:>{widths[0]}} x {shape:>{widths[1]}} {dtype:<{widths[2]}}  {name}"
+        yield from _more(len(groups) - MOST_GROUPS, "shapes")
+    if found.metadata:
+        yield ""
+        for key in sorted(found.metadata)[:MOST_ENTRIES]:
+            yield f"  {_plain(key)}: {_plain(found.metadata[key])}"
+        yield from _more(len(found.metadata) - MOST_ENTRIES, "entries")
+
+
+def _row(group: Group) -> tuple[str, str, str, str]:
+    shape = "x".join(map(str, group.shape)) or "one value"
+    return str(group.count), shape, group.dtype, _plain(group.name)
+
+
+def _more(count: int, what: str) -> Iterator[str]:
+    if count > 0:
+        yield f"  and {count} more {what}"
+
+
+def _plain(text: str, most: int = MOST_TEXT) -> str:
+    """Text of a stranger's on one line, without what a terminal would obey."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: most + 1])
+    return shown if len(text) <= most else f"{shown[:most]}..."

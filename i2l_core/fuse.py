@@ -1,0 +1,354 @@
+"""Several LoRAs as one: the weighted sum of their changes, exact or at a lower rank, and the way from one to another.
+
+    dW = sum_j w_j dW_j = sum_j w_j B_j A_j
+
+Factors are never added or averaged. The columns of two B, or the rows of two A, have no basis in common: their
+average holds cross terms B_1 A_2 that belong to neither style, and it changes when a LoRA is written with other
+factors of the same change. Everything here is a function of the changes alone, computed from the factors; the result
+is in fp32 or wider.
+
+A weight that a LoRA lacks counts as zero; a LoRA of weight 0 is left out. LoRAs that address a weight differently
+(rows against whole) meet on the whole weight.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import spectrum
+from .errors import I2LError
+from .layouts import find_model
+from .lora import LoRA, LowRank, Target, fuse_rows
+from .whole_weights import row_widths
+
+_BATCH = 2**22  # elements of factors that are decomposed at once: bounds the memory, not the result
+
+_Pairs = Sequence[tuple[LoRA, float]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a fusion kept, over all layers together.
+
+    `error`: the size (Frobenius norm) of what was left out over the size of all. `energy`: the share of the squared
+    singular values that was kept. `ranks`: the rank of each layer of the result.
+    """
+
+    error: float
+    energy: float
+    ranks: Mapping[Target, int]
+
+
+def concat(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """The exact weighted sum; ranks add up. Differentiable in the factors.
+
+    The references are those of all LoRAs, in order, each once. Raises I2LError for no LoRA, weights that are not
+    finite or all zero, LoRAs that are not finite or for different base models, and layers of one weight that differ
+    in size. An unknown base model goes with any.
+    """
+    return _sum(_checked(loras, weights))
+
+
+def svd(
+    loras: Sequence[LoRA], weights: Sequence[float], rank: int | None = None, energy: float | None = None
+) -> tuple[LoRA, Report]:
+    """The best approximation of the weighted sum with `rank` or less in every layer (Eckart and Young, 1936).
+
+    With `energy`, a share above 0 and up to 1, every layer gets the smallest rank that keeps this share of its own
+    energy, for a layer of small changes may matter as much as one of large changes. With both, the smaller rank wins;
+    with neither, only what is zero to rounding goes. A layer that has no more than `rank` is passed on as it is.
+    Without gradient. Raises I2LError as `concat` does, and for a rank or share that is out of range.
+    """
+    return _truncated(concat(loras, weights), rank, energy)
+
+
+def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> tuple[LoRA, Report]:
+    """The weighted sum of LoRAs whose singular values are reweighted first, layer by layer.
+
+        phi(dW) = U diag(exp(-alpha i)) S V^T        i = 0, 1, ... along the falling singular values
+
+    arXiv 2507.04482, Principal Feature Blending, which does it to features, with alpha 1; here it is done to weight
+    changes. As there, the energy is not renormalised: the first direction keeps its size, the others shrink. 0
+    keeps everything, a large alpha the first direction alone. Rows of a fused weight that a LoRA addresses
+    apart are layers of their own. The report is about the LoRAs one by one, before they are summed. Without gradient.
+    Raises I2LError as `concat` does, and for an alpha that is negative or not finite.
+    """
+    if not 0 <= alpha < math.inf:
+        raise I2LError(f"alpha must be a number from 0 up, got {alpha}; 0 keeps every direction as it is")
+
+    def fading(values: Tensor) -> Tensor:
+        return torch.exp(-alpha * torch.arange(values.shape[1], device=values.device)).expand_as(values)
+
+    pairs, shares = [], _Shares()
+    for lora, weight in _checked(loras, weights):
+        faded, found = _reweighted(lora, fading)
+        pairs.append((faded, weight))
+        shares += found.scaled(weight**2)
+    lora = _sum(pairs)
+    return lora, shares.report(lora)
+
+
+def interpolate(a: LoRA, b: LoRA, t: float, rank: int | None = None) -> tuple[LoRA, Report]:
+    """The LoRA at `t`, 0..1, on the way from `a` to `b`: along the arc between their changes, not the chord.
+
+        dW(t) = n(t) * (sin((1-t) x) / sin x * dW_a / |dW_a| + sin(t x) / sin x * dW_b / |dW_b|)
+        n(t) = (1-t) |dW_a| + t |dW_b|        x = the angle between dW_a and dW_b over all layers, 90 degrees at most
+
+    (slerp; Shoemake 1985). The plain mean, `concat` with (1-t, t), gets weaker halfway, by 29 % where the two have
+    nothing in common; here the size goes evenly from one end to the other. One angle for the whole LoRA keeps the
+    balance of its layers. Opposed LoRAs count as 90 degrees apart: more would blow up what is left when they
+    cancel. The ends are `a` and `b` exactly, and between two strengths of one LoRA lie the strengths between.
+
+    The rank is the sum of both, or `rank` as in `svd`. Differentiable when no `rank` is given, sizes and angle taken
+    as constants. Raises I2LError as `svd` does, and for a `t` outside 0..1.
+    """
+    return on_the_way([a, b], way([a, b], [1.0, 1.0]), t, rank)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The arc from one LoRA to another, each times its weight: sizes (Frobenius norms) and the angle in radians."""
+
+    weights: tuple[float, float]
+    sizes: tuple[float, float]
+    angle: float
+
+    def shares(self, t: float) -> tuple[float, float]:
+        """How much of each LoRA there is at `t`: the weights of `concat`."""
+        if not 0 <= t <= 1:
+            raise I2LError(f"t must be a number from 0 (the first LoRA) to 1 (the second), got {t}")
+        (w_a, w_b), (size_a, size_b) = self.weights, self.sizes
+        if not size_a or not size_b:
+            return (1 - t) * w_a, t * w_b
+        size = (1 - t) * size_a + t * size_b
+        return w_a * (size / size_a) * self._arc(1 - t), w_b * (size / size_b) * self._arc(t)
+
+    def _arc(self, t: float) -> float:
+        """sin(t x) / sin(x), and its limit at 0."""
+        return math.sin(t * self.angle) / math.sin(self.angle) if self.angle > 1e-6 else t
+
+
+@torch.no_grad()
+def way(loras: Sequence[LoRA], weights: Sequence[float]) -> Way:
+    """The way from the first of two LoRAs, as strong as its weight says, to the second.
+
+    Raises I2LError as `concat` does, and when there are not two or a weight is 0.
+    """
+    if len(loras) != 2:
+        raise I2LError(f"a way leads from one LoRA to another: expected two LoRAs, got {len(loras)}")
+    if len(_checked(loras, weights)) < 2:
+        raise I2LError("between two LoRAs both weights must be other than 0; use concat to fade one LoRA out")
+    (a, b), (w_a, w_b) = loras, weights
+    size_a, size_b = (abs(w) * math.sqrt(float(spectrum.energy(x))) for x, w in ((a, w_a), (b, w_b)))
+    cosine = math.copysign(1, w_a * w_b) * float(spectrum.cosine(a, b))
+    return Way((w_a, w_b), (size_a, size_b), math.acos(max(0.0, cosine)))
+
+
+def on_the_way(loras: Sequence[LoRA], way: Way, t: float, rank: int | None = None) -> tuple[LoRA, Report]:
+    """`interpolate` for many `t`, where sizes and angle are worked out once."""
+    lora = concat(loras, way.shares(t))
+    return _truncated(lora, rank, None) if rank is not None else (lora, _Shares().report(lora))
+
+
+# checking and summing
+
+
+def _checked(loras: Sequence[LoRA], weights: Sequence[float]) -> _Pairs:
+    """Each LoRA that counts, with its weight."""
+    if not loras:
+        raise I2LError("fusing needs at least one LoRA, got none; connect one")
+    if len(loras) != len(weights):
+        raise I2LError(f"fusing needs one weight for each LoRA, got {len(weights)} for {len(loras)}")
+    for number, (lora, weight) in enumerate(zip(loras, weights, strict=True), 1):
+        if not math.isfinite(weight):
+            raise I2LError(f"the weight of LoRA {number} must be a finite number, got {weight}")
+        try:
+            lora.check_finite()
+        except I2LError as error:
+            raise I2LError(f"LoRA {number}: {error}") from error
+    common_base_model(loras)
+    if not any(weights):
+        raise I2LError("all weights are 0, so nothing would be left; give at least one LoRA another weight")
+    return [(lora, weight) for lora, weight in zip(loras, weights, strict=True) if weight]
+
+
+def common_base_model(loras: Sequence[LoRA]) -> str:
+    """The base model that the LoRAs are for; empty when none of them says. Raises I2LError when they are for two."""
+    known: dict[str, int] = {}
+    for number, lora in enumerate(loras, 1):
+        if lora.base_model:
+            known.setdefault(lora.base_model, number)
+    if len(known) > 1:
+        (one, first), (two, second) = list(known.items())[:2]
+        raise I2LError(
+            f"LoRA {first} is for {_title(one)}, LoRA {second} for {_title(two)}; use LoRAs of one base model"
+        )
+    return next(iter(known), "")
+
+
+def _title(base_model: str) -> str:
+    model = find_model(base_model)
+    return f"{model.title} ({base_model})" if model else base_model
+
+
+def _sum(pairs: _Pairs) -> LoRA:
+    loras, weights = [lora for lora, _ in pairs], [weight for _, weight in pairs]
+    parts: dict[Target, list[LowRank]] = {}
+    for lora, weight in zip(_aligned(loras), weights, strict=True):
+        for target, layer in lora.layers.items():
+            parts.setdefault(target, []).append(_wide(layer, weight))
+    return LoRA(
+        {target: _joined(target, layers) for target, layers in parts.items()},
+        base_model=common_base_model(loras),
+        predictor=" + ".join(dict.fromkeys(lora.predictor for lora in loras if lora.predictor)),
+        references=tuple(dict.fromkeys(name for lora in loras for name in lora.references)),
+    )
+
+
+def _wide(layer: LowRank, weight: float) -> LowRank:
+    layer = layer.to(dtype=torch.promote_types(layer.up.dtype, torch.float32))
+    return layer if weight == 1 else layer.scaled(weight)
+
+
+def _joined(target: Target, layers: Sequence[LowRank]) -> LowRank:
+    """A stacked on A, B beside B: the sum of the changes."""
+    sizes = sorted({(layer.d_out, layer.d_in) for layer in layers})
+    if len(sizes) > 1:
+        (o1, i1), (o2, i2) = sizes[:2]
+        raise I2LError(
+            f"the LoRAs are for different base models: {target} is {o1}x{i1} in one and {o2}x{i2} in another; use "
+            "LoRAs of one base model"
+        )
+    if len(layers) == 1:
+        return layers[0]
+    wide = functools.reduce(torch.promote_types, (layer.up.dtype for layer in layers))
+    return LowRank(
+        torch.cat([layer.down.to(wide) for layer in layers]),
+        torch.cat([layer.up.to(wide) for layer in layers], dim=1),
+    )
+
+
+def _aligned(loras: Sequence[LoRA]) -> list[LoRA]:
+    """The LoRAs, all on the whole of those weights of which they have the whole and rows, or rows that overlap."""
+    found: dict[str, set[tuple[int, int] | None]] = {}
+    widths: dict[str, int] = {}
+    base_model = common_base_model(loras)
+    for lora in loras:
+        for weight, width in row_widths(replace(lora, base_model=base_model)).items():
+            widths[weight] = max(width, widths.get(weight, 0))
+        for target in lora.layers:
+            found.setdefault(target.weight, set()).add(target.rows)
+    mixed = {weight for weight, rows in found.items() if _overlap(rows)}
+    if not mixed:
+        return list(loras)
+    for lora in loras:
+        widths |= {t.weight: layer.d_out for t, layer in lora.layers.items() if t.rows is None}
+    return [_whole(lora, mixed, widths) for lora in loras]
+
+
+def _overlap(rows: set[tuple[int, int] | None]) -> bool:
+    runs = sorted(run for run in rows if run is not None)
+    if len(runs) < len(rows):
+        return bool(runs)
+    return any(start + length > following for (start, length), (following, _) in itertools.pairwise(runs))
+
+
+def _whole(lora: LoRA, weights: set[str], widths: Mapping[str, int]) -> LoRA:
+    parts = {target: layer for target, layer in lora.layers.items() if target.weight in weights}
+    if not parts:
+        return lora
+    rest = {target: layer for target, layer in lora.layers.items() if target.weight not in weights}
+    return replace(lora, layers=rest | dict(fuse_rows(LoRA(parts), widths).layers))
+
+
+# singular directions
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Squared Frobenius norms: of what was left out, of what was kept, of all."""
+
+    lost: float = 0.0
+    kept: float = 0.0
+    total: float = 0.0
+
+    def __add__(self, other: _Shares) -> _Shares:
+        return _Shares(self.lost + other.lost, self.kept + other.kept, self.total + other.total)
+
+    def scaled(self, factor: float) -> _Shares:
+        return _Shares(factor * self.lost, factor * self.kept, factor * self.total)
+
+    def report(self, lora: LoRA) -> Report:
+        ranks = {target: layer.rank for target, layer in lora.layers.items()}
+        if not self.total:
+            return Report(0.0, 1.0, ranks)
+        return Report(math.sqrt(self.lost / self.total), self.kept / self.total, ranks)
+
+
+def _truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA, Report]:
+    if rank is not None and rank < 1:
+        raise I2LError(f"rank must be a whole number from 1 up, got {rank}")
+    if energy is not None and not 0 < energy <= 1:
+        raise I2LError(f"energy must be a share above 0 and up to 1, got {energy}; 0.99 keeps 99 %")
+    share = 1.0 if energy is None and rank is None else energy
+
+    def first(values: Tensor) -> Tensor:
+        keep = torch.arange(values.shape[1], device=values.device) < (rank or values.shape[1])
+        keep = keep.expand_as(values)
+        if share is not None:
+            left = values.square().flip(-1).cumsum(-1).flip(-1)  # (n, k): energy from each direction on
+            keep = keep & (left > (1 - share) * left[:, :1])
+        return keep
+
+    short, shares = _reweighted(lora, first, 0 if share is not None else rank or 0)
+    return short, shares.report(short)
+
+
+@torch.no_grad()
+def _reweighted(lora: LoRA, gains: Callable[[Tensor], Tensor], untouched: int = 0) -> tuple[LoRA, _Shares]:
+    """Every singular value times its gain; directions that are zero then are dropped, down to rank 1.
+
+    `gains`: singular values (n, k) of n layers, falling -> their gains (n, k), 0..1, falling too. Layers of rank
+    `untouched` or less are passed on.
+    """
+    layers = {target: _wide(layer, 1.0) for target, layer in lora.layers.items()}
+    shares = _Shares()
+    for layer in layers.values():
+        if layer.rank <= untouched:
+            size = float(spectrum.energy(layer))
+            shares += _Shares(0.0, size, size)
+    for targets in _batches({t: layer for t, layer in layers.items() if layer.rank > untouched}):
+        up = _stacked([layers[target].up for target in targets])  # (n, d_out, k)
+        down = _stacked([layers[target].down for target in targets])  # (n, k, d_in)
+        found = spectrum.directions(up, down)
+        gain = gains(found.values)
+        values = gain * found.values
+        shares += _Shares(*(float(x.square().sum()) for x in (found.values - values, values, found.values)))
+        ranks = (values > spectrum.RESOLUTION * values[:, :1]).sum(1).clamp(min=1).tolist()
+        most = max(ranks)
+        up = up @ (found.left * gain[:, None])[..., :most].to(up.dtype)
+        down = found.right[:, :most].to(down.dtype) @ down
+        for target, rank, layer_up, layer_down in zip(targets, ranks, up, down, strict=True):
+            layers[target] = LowRank(layer_down[:rank], layer_up[:, :rank].contiguous())
+    return replace(lora, layers=layers), shares
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)) if len(matrices) > 1 else matrices[0][None]  # no copy of a large one
+
+
+def _batches(layers: Mapping[Target, LowRank]) -> Iterator[list[Target]]:
+    """Targets of layers of one size, as many at a time as `_BATCH` holds."""
+    by_size: dict[tuple, list[Target]] = {}
+    for target, layer in layers.items():
+        by_size.setdefault((layer.d_out, layer.d_in, layer.rank, layer.up.dtype), []).append(target)
+    for (d_out, d_in, rank, _), targets in by_size.items():
+        count = max(1, _BATCH // (rank * (d_out + d_in)))
+        yield from (targets[i : i + count] for i in range(0, len(targets), count))

@@ -1,0 +1,223 @@
+"""How tools name the tensors of a LoRA, and which layer of which base model a name stands for.
+
+A key is PREFIX + NAME + SUFFIX. The suffix says which of the two matrices it is; the name is the host's own, the
+one of diffusers / DiffSynth (the same here), or kohya's: either of them with "_" for ".". Prefixes say who wrote
+the file and are dropped. All names come from the tables in `layouts`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .layouts import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
+from .lora import LowRank, Target
+
+Kind = Literal["down", "up", "alpha"]
+Style = Literal["ComfyUI", "diffusers", "DiffSynth"]
+STYLES: tuple[Style, ...] = ("ComfyUI", "diffusers", "DiffSynth")
+
+# style -> (before the name, after it for down, for up)
+_WRITTEN: Mapping[Style, tuple[str, str, str]] = {
+    "ComfyUI": ("diffusion_model.", ".lora_down.weight", ".lora_up.weight"),
+    "diffusers": ("transformer.", ".lora_A.weight", ".lora_B.weight"),
+    "DiffSynth": ("", ".lora_A.default.weight", ".lora_B.default.weight"),
+}
+ALPHA = ".alpha"
+_SUFFIXES: tuple[tuple[str, Kind], ...] = (
+    (".lora_down.weight", "down"),
+    (".lora_up.weight", "up"),
+    (".lora_A.weight", "down"),
+    (".lora_B.weight", "up"),
+    (".lora_A.default.weight", "down"),
+    (".lora_B.default.weight", "up"),
+    (".lora_down.default.weight", "down"),
+    (".lora_up.default.weight", "up"),
+    (".lora.down.weight", "down"),
+    (".lora.up.weight", "up"),
+    (ALPHA, "alpha"),
+)
+_DOTTED = ("diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "dit.")
+_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's: "_" for "." in what follows
+_DIGITS = re.compile(r"(?<![^._])\d+(?![^._])")  # a part of a name that is a number
+
+
+def split_key(key: object) -> tuple[Kind, str] | None:
+    """(which tensor it is, the layer's name with its prefix), or None for what is no tensor of a plain LoRA."""
+    if not isinstance(key, str):
+        return None
+    for suffix, kind in _SUFFIXES:
+        if key.endswith(suffix) and len(key) > len(suffix):
+            return kind, key.removesuffix(suffix)
+    return None
+
+
+def are_pair(down: str, up: str) -> bool:
+    """Whether two keys of one layer are of one spelling."""
+    pairs = zip(_SUFFIXES[::2], _SUFFIXES[1::2], strict=False)
+    return any(down.endswith(one[0]) and up.endswith(other[0]) for one, other in pairs)
+
+
+def keys_of(style: Style, name: str) -> tuple[str, str, str]:
+    """The keys (down, up, alpha) of a layer in files of this style."""
+    prefix, down, up = _WRITTEN[style]
+    return f"{prefix}{name}{down}", f"{prefix}{name}{up}", f"{prefix}{name}{ALPHA}"
+
+
+def without_prefix(name: str) -> str:
+    """The bare name, for layers that no table knows."""
+    for prefix in (*_DOTTED, *_FLAT):
+        if name.startswith(prefix) and len(name) > len(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a name stands for: a line of a table and the index of the block.
+
+    `native`: it is the host's name. `absent`: only the reference has the layer, not the host.
+    """
+
+    line: Line
+    index: str
+    native: bool
+    absent: bool = False
+
+    @property
+    def parts(self) -> int:
+        """of how many such layers the host's weight is made"""
+        return 1 if self.native or self.line.part is None else self.line.part[1]
+
+    @property
+    def weight(self) -> str:
+        return self.line.weight.format(self.index)
+
+    def read(self, layer: LowRank) -> tuple[Target, LowRank]:
+        """Where a layer of this name lands, in the host's order of rows."""
+        if self.native:
+            return Target(self.weight), layer
+        rows = None
+        if self.line.part is not None:
+            rows = (self.line.part[0] * layer.d_out, layer.d_out)
+        return Target(self.weight, rows), layer.halves_swapped() if self.line.swapped else layer
+
+
+def find(layout: Layout, name: str) -> Place | None:
+    """The place of a layer's name, with or without a prefix, in any spelling; None when it has none."""
+    dotted, flat = _tables(layout)
+    for prefix in ("", *_DOTTED):
+        if name.startswith(prefix) and (place := _look_up(dotted, name.removeprefix(prefix))):
+            return place
+    for prefix in _FLAT:
+        if name.startswith(prefix) and (place := _look_up(flat, name.removeprefix(prefix))):
+            return place
+    return None
+
+
+def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Layout, ...], BaseModel | None]:
+    """Which tables a LoRA's names are from, and the base model when only one is left.
+
+    `names`: layer name -> (d_out, d_in). More than one table: the names say too little (FLUX.2 and Qwen-Image
+    share some). No table: no name is known. The base model is told by widths and block numbers.
+    """
+    found = {layout: sum(find(layout, name) is not None for name in names) for layout in LAYOUTS}
+    most = max(found.values())
+    if most == 0:
+        return (), None
+    layouts = [layout for layout, count in found.items() if count == most]
+    fitting = [model for model in MODELS if model.layout in layouts and _fits(model, names)]
+    if fitting:
+        layouts = [layout for layout in layouts if any(model.layout is layout for model in fitting)]
+    return tuple(layouts), fitting[0] if len(fitting) == 1 else None
+
+
+def written_layers(
+    weight: str, layer: LowRank, style: Style, layout: Layout | None
+) -> Iterator[tuple[str, LowRank]]:
+    """The layers (name, layer) by which a file of this style says the same as `layer` on the whole `weight`.
+
+    A fused weight becomes one layer for each of its parts, of no higher rank than it needs; parts that nothing
+    acts on are left out. A weight that no table knows keeps the host's name.
+    """
+    lines = [] if layout is None or style == "ComfyUI" else _lines_of(layout, weight)
+    if not lines:
+        yield weight, layer
+    elif lines[0][0].part is None:
+        line, index = lines[0]
+        yield line.name.format(index), layer.halves_swapped() if line.swapped else layer
+    else:
+        parts = [
+            (line.name.format(index), LowRank(layer.down, up).trimmed())
+            for (line, index), up in zip(lines, layer.up.chunk(len(lines)), strict=True)
+        ]
+        yield from [part for part in parts if part[1].up.any()] or parts
+
+
+_Table = Mapping[str, Place]  # by name, with {} for the index that a place then gets
+
+
+@functools.cache
+def _tables(layout: Layout) -> tuple[_Table, _Table]:
+    """Every name of the table's layers, spelled with dots, and as kohya does."""
+    dotted = {line.weight: Place(line, "", native=True) for line in layout.lines}
+    dotted |= {line.name: Place(line, "", native=False) for line in layout.lines}
+    dotted |= {name: Place(Line(name, name), "", native=True, absent=True) for name in layout.absent}
+    return dotted, {name.replace(".", "_"): place for name, place in dotted.items()}
+
+
+@functools.cache
+def _lines_by_weight(layout: Layout) -> Mapping[str, tuple[Line, ...]]:
+    found: dict[str, list[Line]] = {}
+    for line in layout.lines:
+        found.setdefault(line.weight, []).append(line)
+    return {weight: tuple(lines) for weight, lines in found.items()}
+
+
+def _spellings(name: str) -> Iterator[tuple[str, str]]:
+    """(name with {} for one of its numbers, the number), and the name as it stands."""
+    yield name, ""
+    for match in _DIGITS.finditer(name):
+        yield f"{name[: match.start()]}{{}}{name[match.end() :]}", match.group()
+
+
+def _look_up(table: _Table, name: str) -> Place | None:
+    for spelling, index in _spellings(name):
+        if spelling in table and ("{}" in spelling) == bool(index):
+            return replace(table[spelling], index=index)
+    return None
+
+
+def _lines_of(layout: Layout, weight: str) -> list[tuple[Line, str]]:
+    table = _lines_by_weight(layout)
+    for spelling, index in _spellings(weight):
+        if spelling in table:
+            return [(line, index) for line in table[spelling]]
+    return []
+
+
+def _fits(model: BaseModel, names: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the base model has a layer of this size under each of the names that its table knows."""
+    weights = _weights_of(model)
+    for name, size in names.items():
+        place = find(model.layout, name)
+        if place is None or place.absent:
+            continue
+        shape = weights.get(f"{place.weight}.weight")
+        if shape is None or size != (shape[0] // place.parts, shape[1]):
+            return False
+    return True
+
+
+@functools.cache
+def _weights_of(model: BaseModel) -> Weights:
+    return model.weights()
+
+
+def layout_of(base_model: str) -> Layout | None:
+    """The table of a base model's id, or None."""
+    model = find_model(base_model)
+    return model.layout if model else None

@@ -1,0 +1,48 @@
+"""Picture files -> references, for programs without ComfyUI's Load Image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import I2LError
+from .images import Reference, weighted
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+
+
+def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) -> Reference:
+    """The picture in a file, upright; of an animation, the first.
+
+    `largest`: pixels that the longer side may have; a larger picture is made smaller.
+    Raises I2LError naming the file when it cannot be read, or is too small, too narrow, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if largest is not None:
+                image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+            pixels = _floats(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders of hostile files raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise I2LError(
+            f"{path}: expected a picture ({reason}); save it as PNG, JPEG or WebP and try again"
+        ) from error
+    try:
+        return weighted(pixels, weight)[0]
+    except I2LError as error:
+        raise I2LError(f"{path}: {str(error).removeprefix('image: ')}") from error
+
+
+def _floats(image: Image.Image) -> Tensor:
+    """An IMAGE: (1, H, W, 1, 3 or 4), floats 0..1."""
+    if image.mode.startswith("I"):  # 16 bits of gray
+        values = np.asarray(image).astype(np.float32)[..., None] / 65535
+    else:
+        alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
+        values = np.asarray(image.convert("RGBA" if alpha or image.mode == "RGBA" else "RGB"))
+        values = values.astype(np.float32) / 255
+    return torch.from_numpy(values)[None]

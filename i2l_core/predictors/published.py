@@ -1,0 +1,68 @@
+"""Predictors that others have published, and where each belongs: what errors and help pages point to.
+
+Nothing here is downloaded: people do that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from ..encoders import MODEL_ID
+
+
+@dataclass(frozen=True)
+class Published:
+    """A repository of DiffSynth-Studio on ModelScope: its files that are needed, and where they go.
+
+    `files`: none means the whole repository, which is a folder for itself. `base_model`: id of what its LoRAs are
+    for, as in `layouts`; empty when it is no predictor. `folder`: inside of models/.
+    """
+
+    name: str
+    base_model: str
+    files: tuple[str, ...] = ()
+    folder: str = "i2l"
+
+    @property
+    def url(self) -> str:
+        return f"https://modelscope.cn/models/DiffSynth-Studio/{self.name}"
+
+    def __str__(self) -> str:
+        """What to get and where to put it, in one phrase."""
+        if not self.files:
+            return f"all files of {self.url} into models/{self.folder}/{self.name}"
+        return f"{' and '.join(self.files)} of {self.url} into models/{self.folder}"
+
+
+PUBLISHED = (
+    # version 2: Diffusion Templates
+    Published("ZImage-i2L-v2", "z-image"),
+    Published("KleinBase4B-i2L-v2", "flux2-klein-4b"),
+    Published("HidreamO1-i2L-v2", "hidream-o1"),
+    # version 1
+    Published("Z-Image-i2L", "z-image", ("model.safetensors",), "i2l/Z-Image-i2L"),
+    Published("Z-Image-Omni-Base-i2L", "z-image", ("model.safetensors",), "i2l/Z-Image-Omni-Base-i2L"),
+    Published(
+        "Qwen-Image-i2L",
+        "qwen-image",
+        tuple(f"Qwen-Image-i2L-{kind}.safetensors" for kind in ("Style", "Coarse", "Fine", "Bias")),
+    ),
+)
+
+
+def published_encoder(file: str) -> Published:
+    """An image encoder of version 1, by its file in their repository."""
+    folder = f"clip_vision/{PurePosixPath(file).parent}"
+    return Published(PurePosixPath(MODEL_ID).name, base_model="", files=(file,), folder=folder)
+
+
+def published(name: str) -> Published | None:
+    """The published predictor of this name, whatever its letters' case, or None."""
+    return next((one for one in PUBLISHED if one.name.lower() == name.lower()), None)
+
+
+def where_to_get(name: str) -> str:
+    """What to do when files of a predictor are missing."""
+    known = published(name)
+    return f"get {known}" if known else "get them from where it was published"

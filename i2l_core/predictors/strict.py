@@ -1,0 +1,80 @@
+"""Safetensors files that nobody vouches for: what the loader of every predictor family checks, by name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..checks import listed
+from ..errors import I2LError
+from .identify import describe_bytes
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors names them
+
+
+@contextlib.contextmanager
+def opened(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
+    """An open safetensors file. Its tensors are memory-mapped: a read one costs memory once it is copied.
+
+    I2LErrors raised inside get the file's name in front.
+    """
+    try:
+        try:
+            with _mapped(path) as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise I2LError(f"expected {expected}, but {describe_bytes(path, error)}") from error
+    except I2LError as error:
+        raise I2LError(f"{path.name}: {error}") from error
+
+
+def _mapped(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except RuntimeError as error:  # PyTorch's; damaged files raise SafetensorError
+        size = f"{path.stat().st_size / 1e9:.1f} GB"
+        raise I2LError(
+            f"it has {size}, more than this computer's memory can map; add swap or memory"
+        ) from error
+
+
+def shapes_and_dtypes(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Of every tensor of an open file, by name, from its header alone."""
+    slices = {name: file.get_slice(name) for name in file.keys()}
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return shapes, {name: part.get_dtype() for name, part in slices.items()}
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], of: str
+) -> None:
+    """Exactly the expected tensors, each of its shape. `of` says in errors whose tensors were expected."""
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"{name} is not expected" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} expected {shape}, got {found[name]}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        raise I2LError(f"its tensors are not those {of}: {listed(problems)}")
+
+
+def check_dtypes(found: Iterable[str], which: str) -> torch.dtype:
+    """The one floating point type of these tensors; `which` names them in the error."""
+    kinds = set(found)
+    if len(kinds) != 1 or not kinds <= set(DTYPES):
+        raise I2LError(f"{which} must all be {' or '.join(DTYPES)}, got {listed(sorted(kinds))}")
+    return DTYPES[kinds.pop()]
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    # NaN and infinity reach the least or the largest value: ten times faster than asking every one
+    if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):
+        raise I2LError(f"{name} holds NaN or infinite values; the file is damaged or its training diverged")

@@ -1,0 +1,38 @@
+"""References as a Diffusion Template takes them: PIL pictures, which have neither weight nor mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from ..errors import I2LError
+from ..images import Reference
+
+MAX_WEIGHT = 8  # times that a picture is given
+
+_GRAY = (128, 128, 128)  # the neutral picture of the paper, section 3.4
+
+
+def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
+    """8 bit RGB pictures, each as often as its weight says, what a mask hides filled with the mean of the rest.
+
+    Raises I2LError for a weight that is no whole number or too large.
+    """
+    pictures = []
+    for reference in references:
+        times = int(reference.weight)
+        if times != reference.weight or times > MAX_WEIGHT:
+            raise I2LError(
+                f"a Diffusion Template knows no weights, so a weight is how often the picture is given: expected a "
+                f"whole number from 0 to {MAX_WEIGHT}, got {reference.weight:g}"
+            )
+        pixels = (reference.filled().pixels * 255).round().to("cpu", torch.uint8)
+        pictures += [Image.fromarray(pixels.numpy())] * times
+    return pictures
+
+
+def grays_like(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """As many neutral pictures, of the same sizes."""
+    return [Image.new("RGB", picture.size, _GRAY) for picture in pictures]

@@ -1,0 +1,269 @@
+"""Running a Diffusion Template: with both permissions, its network built from exactly its files, one line per failure.
+
+A program that runs is a part of ComfyUI and may do whatever ComfyUI may (docs/templates.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+import threading
+import types
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ..checks import listed, shown
+from ..errors import I2LError, first_line
+from .identify import describe_bytes
+from .template import PROGRAM, Template, weight_names, weight_path
+
+PERMISSION = "I2L_ALLOW_TEMPLATE_CODE"
+
+_PACKAGES = {  # module -> what pip calls it, where that differs
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTemplate:
+    """A template whose program has run: `model` is its network, on the CPU until someone moves it."""
+
+    template: Template
+    model: Any  # an nn.Module; without weights it need not be one
+
+    def predict(self, pictures: Sequence[Image.Image]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Pictures (RGB) -> the tensors of the LoRA, on the CPU and with memory of their own, and the names of
+        whatever else the program returned.
+
+        Raises I2LError, with the first line of what it raised, when the program fails or gives no LoRA.
+        """
+        name = self.template.name
+        with torch.no_grad(), _running(name, "in process_inputs"):
+            # copies: a program may scale a picture in place, and the same one may come twice
+            inputs = self.model.process_inputs(pipe=None, image=[picture.copy() for picture in pictures])
+        with torch.no_grad(), _running(name, "in forward"):
+            outputs = self.model.forward(pipe=None, **inputs)
+        if not isinstance(outputs, Mapping):
+            raise I2LError(
+                f"{name}: its program must return a dict with a lora, got {type(outputs).__name__}"
+            )
+        others = tuple(sorted(str(key) for key in outputs if key != "lora"))
+        if "lora" not in outputs:
+            found = f"only {listed(others)}, not supported yet" if others else "nothing"
+            raise I2LError(f"{name}: expected its program to return a lora, it returned {found}")
+        return _own_tensors(name, outputs["lora"]), others
+
+
+def check_allowed(name: str, allow_code: bool) -> None:
+    """Raise I2LError unless both the user (`allow_code`) and who started the server allowed to run programs.
+
+    The server's side is an environment variable: whatever can be set over the network, as ComfyUI's settings can, a
+    workflow or a web page could set as well.
+    """
+    allowed = os.environ.get(PERMISSION) == "1"
+    if allowed and allow_code:
+        return
+    steps = [] if allowed else [f"start ComfyUI with the environment variable {PERMISSION}=1"]
+    steps += [] if allow_code else ["switch on allow_code at the node that loads it"]
+    raise I2LError(
+        f"{name} is a Diffusion Template: it brings a program, {PROGRAM}, which could do anything on this computer "
+        f"that ComfyUI can, so it was not run. If you trust its author, {' and '.join(steps)}"
+    )
+
+
+def load_template(template: Template, dtype: torch.dtype, allow_code: bool) -> LoadedTemplate:
+    """Run the program and build its network: frozen, in `dtype`, on the CPU.
+
+    With weights the network is built without memory of its own, and takes exactly what the files hold. Without any it
+    starts from random values, always the same ones.
+
+    Raises I2LError when it is not allowed to run (`check_allowed`), when the program fails or needs a package that is
+    not there, and when files are missing, outside the folder, or not exactly what the network is made of. Nothing of
+    it stays loaded then.
+    """
+    for name in template.weights or ():
+        weight_path(template, name)  # what can be said without running it comes first
+    check_allowed(template.name, allow_code)
+    loader = _Source(f"_i2l_template_{uuid.uuid4().hex}", template)
+    module = importlib.util.module_from_spec(loader.spec())
+    sys.modules[loader.name] = module  # as an import would: classes look up their own module
+    try:
+        with _running(template.name, "when it was started"):
+            loader.exec_module(module)
+        loaded = LoadedTemplate(template, _build(template, module, dtype))
+    except BaseException:
+        sys.modules.pop(loader.name, None)
+        raise
+    weakref.finalize(loaded, sys.modules.pop, loader.name, None).atexit = False
+    return loaded
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """Runs the text that was read: no bytecode that lies in the folder, and none is written there."""
+
+    def __init__(self, name: str, template: Template) -> None:
+        super().__init__(name, str(template.folder / PROGRAM))
+        self._source = template.source
+
+    def spec(self) -> importlib.machinery.ModuleSpec:
+        spec = importlib.machinery.ModuleSpec(self.name, self, origin=self.path)
+        spec.has_location = True  # so that the program has a __file__
+        return spec
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        return self.source_to_code(self._source, self.path)
+
+
+def _build(template: Template, module: types.ModuleType, dtype: torch.dtype) -> Any:
+    network = getattr(module, "TEMPLATE_MODEL", None)
+    if network is None:
+        raise I2LError(f"{template.name}: its {PROGRAM} set no TEMPLATE_MODEL when it ran")
+    names = weight_names(getattr(module, "TEMPLATE_MODEL_PATH", None))
+    if names is None:
+        found = shown(module.TEMPLATE_MODEL_PATH)
+        raise I2LError(
+            f"{template.name}: TEMPLATE_MODEL_PATH must name a file or a list of files, got {found}"
+        )
+    if names:
+        config = getattr(module, "TEMPLATE_MODEL_CONFIG", None)
+        paths = [weight_path(template, name) for name in names]
+        with _running(template.name, "when its network was built"), _parameters_on_meta():
+            model = network(**({} if config is None else config))
+        _load_weights(template.name, model, paths, dtype)
+    else:
+        with _running(template.name, "when its network was built"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # torch.manual_seed is for the GPU's too
+            model = network()
+    with _running(template.name, "when its network was built"):
+        if hasattr(model, "to"):
+            model = model.to(dtype=dtype)
+        if hasattr(model, "eval"):
+            model = model.eval()
+        if isinstance(model, nn.Module):
+            model.requires_grad_(False)
+    for method in ("process_inputs", "forward"):
+        _check_method(template.name, model, method)
+    return model
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """In this thread parameters are made without memory: the files bring theirs. Buffers, which they need not bring,
+    are real."""
+    thread = threading.get_ident()
+
+    def without_memory(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    # torch's hint leaves out that a hook may return another parameter
+    handle = register_module_parameter_registration_hook(without_memory)  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dtype) -> None:
+    """Give the network exactly the tensors of the files, floating point ones in `dtype`."""
+    if not isinstance(model, nn.Module):
+        raise I2LError(f"{name}: it has weights, but TEMPLATE_MODEL is no network: {type(model).__name__}")
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    with contextlib.ExitStack() as stack:
+        where: dict[str, Any] = {}  # name of a tensor -> the open file that holds it
+        for path in paths:
+            file = stack.enter_context(_opened(name, path))
+            if twice := where.keys() & set(file.keys()):
+                raise I2LError(
+                    f"{name}: {path.name} holds tensors of another of its files: {listed(sorted(twice))}"
+                )
+            where |= dict.fromkeys(file.keys(), file)
+        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
+        problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
+        problems += [f"{key} is not expected" for key in sorted(found.keys() - expected.keys())]
+        problems += [
+            f"{key} expected {expected[key]}, got {found[key]}"
+            for key in sorted(expected.keys() & found.keys())
+            if expected[key] != found[key]
+        ]
+        if problems:
+            files = listed(path.name for path in paths)
+            raise I2LError(f"{name}: {files} does not hold the network of {PROGRAM}: {listed(problems)}")
+        tensors = {key: file.get_tensor(key) for key, file in where.items()}
+    tensors = {key: part.to(dtype) if part.is_floating_point() else part for key, part in tensors.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
+
+
+@contextlib.contextmanager
+def _opened(name: str, path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise I2LError(
+            f"{name}: expected weights in {path.name}, but {describe_bytes(path, error)}"
+        ) from error
+
+
+def _check_method(name: str, model: Any, method: str) -> None:
+    found = getattr(model, method, None)
+    if not callable(found):
+        raise I2LError(f"{name}: its network has no {method}, which a Diffusion Template needs")
+    kinds = {parameter.kind for parameter in inspect.signature(found).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        raise I2LError(f"{name}: {method} of its network takes no **kwargs, which a Diffusion Template needs")
+
+
+@contextlib.contextmanager
+def _running(name: str, when: str) -> Iterator[None]:
+    """Turn whatever the program raises into one line; ComfyUI itself answers to too little memory."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except ModuleNotFoundError as error:
+        if not error.name:
+            raise I2LError(f"{name}: its {PROGRAM} failed {when}: {first_line(error)}") from error
+        raise I2LError(f"{name}: its {PROGRAM} needs {_how_to_install(error.name.split('.')[0])}") from error
+    except (Exception, SystemExit) as error:
+        raise I2LError(f"{name}: its {PROGRAM} failed {when}: {first_line(error)}") from error
+
+
+def _how_to_install(package: str) -> str:
+    """The package, and the one command that brings it into the Python that runs this."""
+    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+    return (
+        f"the Python package {package}, which is not installed; if you trust it, run "
+        f"{python} -m pip install {_PACKAGES.get(package, package)} and start ComfyUI again"
+    )
+
+
+def _own_tensors(name: str, lora: Any) -> dict[str, Tensor]:
+    """Copies: what the program returned may be its own weights, which are moved and used again."""
+    if not isinstance(lora, Mapping):
+        raise I2LError(f"{name}: expected its lora to be a dict of tensors, got {type(lora).__name__}")
+    for key, value in lora.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise I2LError(
+                f"{name}: expected its lora to be tensors by name, got {type(value).__name__} as {shown(key)}"
+            )
+    return {key: value.detach().to("cpu", copy=True) for key, value in lora.items()}

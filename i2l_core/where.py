@@ -1,0 +1,138 @@
+"""Where in the network a LoRA acts: a strength for each kind of layer, each stream, and each depth.
+
+    dW_l' = s_kind(l) * s_stream(l) * c(depth of l) * dW_l
+
+Depth runs from 0, the first block that pictures and text pass together or apart, to 1, the last one. Layers outside
+of blocks (what goes in, what comes out, time) are scaled by their kind alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+
+from .blocks import ATTENTION, BOTH, IMAGE, MLP, TEXT, Place, place_of
+from .checks import check_strength
+from .curve import Curve
+from .errors import I2LError
+from .lora import LoRA, LowRank, Target
+
+# FLUX's fused layers: the share of linear1's rows and of linear2's columns that belong to attention
+_ATTENTION_ROWS = (1, 3)  # q, k and v: 3 of 9 widths
+_ATTENTION_COLUMNS = (1, 4)  # 1 of 4 widths
+
+
+@dataclass(frozen=True)
+class Where:
+    """Strengths by kind of layer and by stream, and along the depth. Raises I2LError unless all are finite.
+
+    `other`: modulation and what is outside of blocks. A layer that both streams share takes no part in `image` and
+    `text`.
+    """
+
+    attention: float = 1.0
+    mlp: float = 1.0
+    other: float = 1.0
+    image: float = 1.0
+    text: float = 1.0
+    depth: Curve | None = None
+
+    def __post_init__(self) -> None:
+        for value in (self.attention, self.mlp, self.other, self.image, self.text):
+            check_strength(value)
+
+
+EVERYWHERE = "everywhere"
+_THIRD = 1 / 3
+PRESETS: Mapping[str, Where] = MappingProxyType(
+    {
+        EVERYWHERE: Where(),
+        "early blocks": Where(depth=Curve(((_THIRD, 1.0), (_THIRD, 0.0)))),
+        "middle blocks": Where(
+            depth=Curve(((_THIRD, 0.0), (_THIRD, 1.0), (2 * _THIRD, 1.0), (2 * _THIRD, 0.0)))
+        ),
+        "late blocks": Where(depth=Curve(((2 * _THIRD, 0.0), (2 * _THIRD, 1.0)))),
+        "attention": Where(mlp=0.0, other=0.0),
+        "MLP": Where(attention=0.0, other=0.0),
+        "modulation and ends": Where(attention=0.0, mlp=0.0),
+        "without modulation and ends": Where(other=0.0),
+        "without image stream": Where(image=0.0),
+        "without text stream": Where(text=0.0),
+    }
+)
+
+
+def limited(lora: LoRA, where: Where) -> LoRA:
+    """The LoRA with each layer as strong as `where` says; layers of strength 0 are left out.
+
+    Exact, with the factors' own dtype. Raises I2LError when no layer is left.
+    """
+    depths = _depths(lora)
+    layers: dict[Target, LowRank] = {}
+    for target, layer in lora.layers.items():
+        changed = _scaled(target, layer, place_of(target.weight), where, depths.get(target.weight))
+        if changed is not None:
+            layers[target] = changed
+    if not layers:
+        raise I2LError(
+            "with these strengths no layer of the LoRA is left: "
+            f"its {lora.n_layers} layers are all of kinds or depths that are set to 0"
+        )
+    return replace(lora, layers=layers)
+
+
+def _depths(lora: LoRA) -> dict[str, float]:
+    """Weight -> 0..1 for weights in blocks, in the order in which a picture passes through them."""
+    places = {target.weight: place_of(target.weight) for target in lora.layers}
+    found = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
+    lengths: dict[int, int] = {}  # by the rank of a run of blocks
+    for rank, index in found.values():
+        lengths[rank] = max(lengths.get(rank, 0), index + 1)
+    starts, total = {}, 0
+    for rank in sorted(lengths):
+        starts[rank] = total
+        total += lengths[rank]
+    last = max(total - 1, 1)
+    return {weight: (starts[rank] + index) / last for weight, (rank, index) in found.items()}
+
+
+def _scaled(
+    target: Target, layer: LowRank, place: Place, where: Where, depth: float | None
+) -> LowRank | None:
+    common = {IMAGE: where.image, TEXT: where.text}.get(place.stream, 1.0)
+    if depth is not None and where.depth is not None:
+        common *= where.depth(depth)
+    if place.kind == BOTH and where.attention != where.mlp:
+        return _both(target, layer, where.attention * common, where.mlp * common)
+    strength = common * {ATTENTION: where.attention, BOTH: where.attention, MLP: where.mlp}.get(
+        place.kind, where.other
+    )
+    if strength == 0:
+        return None
+    return layer if strength == 1 else layer.scaled(strength)
+
+
+def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRank | None:
+    """A layer whose first part belongs to attention and the rest to the MLP: rows of linear1, columns of linear2."""
+    if attention == mlp == 0:
+        return None
+    if re.search(r"linear1$|to_qkv_mlp_proj$", target.weight):
+        part, parts = _ATTENTION_ROWS
+        whole = layer.d_out if target.rows is None else None
+        if whole is None or whole % parts:
+            raise I2LError(f"{target}: attention and MLP of this layer cannot be told apart; set both alike")
+        scale = _steps(layer.up, whole, whole * part // parts, attention, mlp)
+        return LowRank(layer.down, layer.up * scale[:, None])
+    part, parts = _ATTENTION_COLUMNS
+    scale = _steps(layer.down, layer.d_in, layer.d_in * part // parts, attention, mlp)
+    return LowRank(layer.down * scale, layer.up)
+
+
+def _steps(like: torch.Tensor, size: int, first: int, before: float, after: float) -> torch.Tensor:
+    scale = torch.full((size,), after, dtype=like.dtype, device=like.device)
+    scale[:first] = before
+    return scale

@@ -1,0 +1,38 @@
+"""A LoRA on rows of fused weights as one on whole weights: how many rows a weight has, and the step itself."""
+
+from __future__ import annotations
+
+import re
+
+from .layouts import find_model
+from .lora import LoRA, Target, fuse_rows
+
+
+def fused(lora: LoRA) -> LoRA:
+    """One layer per weight, exact: what files and core nodes understand."""
+    return fuse_rows(lora, row_widths(lora))
+
+
+def row_widths(lora: LoRA) -> dict[str, int]:
+    """Rows of each weight that the LoRA has rows of.
+
+    From the layout of its base model; else the rows are taken to reach the end of the weight.
+    """
+    widths: dict[str, int] = {}
+    for target in lora.layers:
+        if target.rows is not None:
+            end = sum(target.rows)
+            widths[target.weight] = max(widths.get(target.weight, 0), end, _width(target, lora.base_model))
+    return widths
+
+
+def _width(target: Target, base_model: str) -> int:
+    """Rows of the whole weight by the layout, where `target` is one of its equal parts; or nothing."""
+    model = find_model(base_model)
+    assert target.rows is not None
+    start, length = target.rows
+    for line in model.layout.lines if model else ():
+        pattern = re.escape(line.weight).replace(re.escape("{}"), r"\d+")
+        if line.part is not None and start == line.part[0] * length and re.fullmatch(pattern, target.weight):
+            return length * line.part[1]
+    return 0

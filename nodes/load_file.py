@@ -1,0 +1,65 @@
+"""A LoRA file as a LORA_MODEL, to mix, preview or apply like a predicted one."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..i2l_core.errors import I2LError
+from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
+from ..i2l_core.host.lora_model import PredictedLoRA
+from ..i2l_core.layouts import MODELS
+from ..i2l_core.lora_file import load
+from .sockets import CATEGORY, LoraModel
+
+AUTO = "auto"
+NO_FILES = "put a LoRA into models/loras"
+
+
+class LoadLoRAFile(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadLoRAFile",
+            display_name="Load LoRA File",
+            category=CATEGORY,
+            description="Reads a LoRA of models/loras, trained or predicted, for the nodes that take a LoRA by "
+            "itself: Fuse LoRAs, LoRA Preview, Apply Predicted LoRA, Asymmetric CFG. Knows the names of ComfyUI, "
+            "diffusers, PEFT, kohya and DiffSynth.",
+            search_aliases=["load lora", "lora file", "lora model", "mix lora", "diffsynth lora", "i2l"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_files() or [NO_FILES],
+                    tooltip="A .safetensors file in models/loras. Press R to list a file just added.",
+                ),
+                io.Combo.Input(
+                    "base_model",
+                    options=[AUTO, *(model.id for model in MODELS)],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the LoRA is for. auto tells it from the file; choose only when asked to.",
+                ),
+            ],
+            outputs=[
+                LoraModel.Output("lora", tooltip="The LoRA, as Images to LoRA would give it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str) -> bool | str:
+        try:
+            lora_path(lora_name)
+        except I2LError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, base_model: str = AUTO) -> str:
+        return f"{fingerprint(lora_path(lora_name))}-{base_model}"
+
+    @classmethod
+    def execute(cls, lora_name: str, base_model: str = AUTO) -> io.NodeOutput:
+        lora = load(lora_path(lora_name), "" if base_model == AUTO else base_model)
+        text = f"{lora.n_layers} layers, rank {lora.rank}, for {lora.base_model or 'an unknown base model'}"
+        return io.NodeOutput(PredictedLoRA(lora), ui=ui.PreviewText(text))

@@ -1,0 +1,90 @@
+"""LoRA files that we write, opened by diffusers and by DiffSynth: both then give what our merged LoRA gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_oracle_diffsynth
+import test_oracle_diffusers
+import torch
+from oracles import (
+    LIMIT,
+    Pair,
+    is_absent,
+    layout_of,
+    linears,
+    merged_output,
+    ours,
+    output,
+    random_layers,
+    randomise,
+    take_weights,
+)
+from safetensors.torch import load_file
+
+from i2l.i2l_core.lora import LoRA, LowRank, fuse_rows
+from i2l.i2l_core.lora_file import load, save
+from i2l.i2l_core.whole_weights import fused
+
+pytestmark = test_oracle_diffsynth.pytestmark
+
+DIFFUSERS = ["Z-Image", "FLUX.2 klein", "Qwen-Image"]
+DIFFSYNTH = ["Z-Image", "FLUX.2", "HiDream-O1"]
+
+
+def prepared(pair: Pair) -> tuple[Pair, LoRA]:
+    """With the same random weights in both libraries, and a LoRA of ranks that differ, on all that the host has."""
+    randomise(pair.theirs)
+    take_weights(pair.patcher, pair.theirs, pair.renames)
+    layout, _ = layout_of(pair.patcher)
+    sizes = {name: size for name, size in linears(pair.theirs).items() if not is_absent(layout, name)}
+    layers: dict[str, LowRank] = {}
+    for rank in (1, 2, 3):
+        part = dict(list(sizes.items())[rank - 1 :: 3])
+        layers |= random_layers(part, rank=rank, seed=rank)
+    return pair, ours(pair.patcher, layers)
+
+
+def written(pair: Pair, lora: LoRA, style: Any, folder: Path) -> Path:
+    _, weights = layout_of(pair.patcher)
+    widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
+    return save(fuse_rows(lora, widths), folder / "style.safetensors", style=style)
+
+
+def error(pair: Pair, lora: LoRA, theirs: torch.Tensor) -> float:
+    """How far they are from our merged LoRA, as a share of what the LoRA changes."""
+    plain, ours_ = output(pair.patcher, pair), merged_output(pair.patcher, lora, pair)
+    return float((theirs - ours_).double().norm() / (plain - ours_).double().norm())
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_opens_our_file(host, name: str, tmp_path: Path):
+    pair, lora = prepared(test_oracle_diffusers.PAIRS[name]())
+    path = written(pair, lora, "diffusers", tmp_path)
+    network: Any = pair.theirs
+    with torch.no_grad():
+        network.load_lora_adapter(str(tmp_path), weight_name=path.name, prefix="transformer")
+        assert error(pair, lora, pair.call()) <= LIMIT
+
+
+@pytest.mark.parametrize("name", DIFFSYNTH)
+def test_diffsynth_opens_our_file(host, name: str, tmp_path: Path):
+    from diffsynth.diffusion.base_pipeline import BasePipeline
+
+    pair, lora = prepared(test_oracle_diffsynth.PAIRS[name]())
+    path = written(pair, lora, "DiffSynth", tmp_path)
+    pipe = BasePipeline(device="cpu", torch_dtype=torch.float32)
+    with torch.no_grad():
+        pipe.enable_lora_hot_loading(pair.theirs)
+        pipe.load_lora(pair.theirs, state_dict=load_file(path), verbose=0)
+        assert error(pair, lora, pair.call()) <= LIMIT
+
+
+@pytest.mark.parametrize("style", ["ComfyUI", "diffusers", "DiffSynth"])
+def test_we_open_them_again(host, style: str, tmp_path: Path):
+    pair, lora = prepared(test_oracle_diffsynth.PAIRS["FLUX.2"]())
+    back = load(written(pair, lora, style, tmp_path))
+    plain, again = merged_output(pair.patcher, lora, pair), merged_output(pair.patcher, fused(back), pair)
+    assert float((plain - again).abs().max()) <= 1e-5 * float(plain.abs().max())
