@@ -105,9 +105,8 @@ def from_pairs(
     for target, (down, up) in layers.items():
         if target.rows is not None:
             start, length = target.rows
-            up = F.pad(
-                up, (0, 0, start, widths[target.weight] - start - length)
-            )  # (G, d_out of the weight, k)
+            below = widths[target.weight] - start - length
+            up = F.pad(up, (0, 0, start, below))  # (G, d_out of the weight, k)
         parts.setdefault(target.weight, []).append((down, up))
     products = {}
     for weight, pairs in parts.items():

@@ -290,9 +290,8 @@ def test_what_is_missing_for_a_host_model_is_said(flux2_data, tmp_path, capsys):
     assert "none of nothing.* matches a layer of the base model; it has" in capsys.readouterr().err
 
 
-def test_texts_and_latents_are_made_once_and_are_the_hosts_own(tmp_path, capsys):
-    """HiDream-O1 draws in pixels and reads tokens, so its VAE and text encoder need no weights."""
-    import comfy.sd
+def test_texts_are_made_once_and_are_the_hosts_own(tmp_path):
+    """HiDream-O1 reads tokens, so its text encoder needs no weights."""
 
     from i2l.i2l_core.commands import train
     from i2l.i2l_core.train.tool.config import load_config
@@ -304,15 +303,43 @@ def test_texts_and_latents_are_made_once_and_are_the_hosts_own(tmp_path, capsys)
     path = write_config(tmp_path / "config.json", config)
     assert train.main([str(path), "--prepare"]) == 0
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cache").rglob("*.safetensors")}
-    assert len(files) == len(rows()) + 4 + 1  # pictures, prompts, and none
+    assert len(files) == 4 + 1  # prompts, and none; pixels need no file
     loaded = load_config(path)
     material = open_material(loaded, open_data(loaded.data))
-    latent, texts = material.latent(5), material.texts(5, rows()[5]["prompt"])
-    pixels = material.pixels(5)[None].float() / 255
-    expected = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}).encode(pixels)[0]
-    assert latent is not None
+    assert material.latent(5) is None
+    texts = material.texts(5, rows()[5]["prompt"])
     assert texts is not None
-    assert torch.equal(latent, expected)
     assert texts["text_input_ids"][0, -1] == 151673
     assert train.main([str(path), "--prepare"]) == 0
     assert {file: file.stat().st_mtime_ns for file in files} == files
+
+
+def test_latents_are_made_once_and_are_the_hosts_own(tmp_path):
+    import comfy.sd
+
+    from i2l.i2l_core.commands import train
+    from i2l.i2l_core.demo import files
+    from i2l.i2l_core.train.tool.config import load_config
+    from i2l.i2l_core.train.tool.session import open_data, open_material
+
+    write_world(tmp_path)
+    config = tables(tmp_path, write_folder(tmp_path / "set"), tmp_path / "run")
+    vae = tmp_path / files.VAE
+    config["base"] = {"kind": "host", "model": "none", "vae": str(vae), "text_type": "hidream_o1"}
+    path = write_config(tmp_path / "config.json", config)
+    assert train.main([str(path), "--prepare"]) == 0
+    loaded = load_config(path)
+    material = open_material(loaded, open_data(loaded.data))
+    host = comfy.sd.VAE(sd=files.read(vae)[0])
+    for index in (0, 7):
+        found = material.latent(index)
+        assert found is not None
+        close(found, host.encode(material.pixels(index)[None].float() / 255)[0], 1e-5)
+    made = list((tmp_path / "run" / "cache" / "latents").rglob("*.safetensors"))
+    assert len(made) == len(rows())
+    picture = tmp_path / "set" / rows()[7]["image"]
+    picture.write_bytes(picture.with_name("0-0.png").read_bytes())
+    with pytest.raises(
+        I2LError, match=r"line 8 \(images/1-3\.png\) has changed since the start; start again"
+    ):
+        material.latent(7)

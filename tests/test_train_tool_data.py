@@ -326,6 +326,18 @@ def test_transparent_pictures_are_seen_on_white(tmp_path, mode, colour):
     assert (found == 255).all()
 
 
+def test_pictures_are_seen_upright_and_in_eight_bits(tmp_path):
+    tall = Image.new("RGB", (8, 16))
+    exif = tall.getexif()
+    exif[0x0112] = 6  # to be turned
+    tall.save(tmp_path / "a.jpg", exif=exif)
+    assert open_rgb(lambda: Image.open(tmp_path / "a.jpg"), "a").size == (16, 8)
+    gray = (np.arange(64, dtype=np.uint16) * 1040).reshape(8, 8)
+    Image.fromarray(gray).save(tmp_path / "b.png")
+    found = np.asarray(open_rgb(lambda: Image.open(tmp_path / "b.png"), "b"))
+    assert np.array_equal(found, np.repeat((gray // 257)[..., None], 3, 2))
+
+
 @pytest.mark.parametrize("size", [(100, 40), (40, 100), (64, 64), (20, 10)])
 def test_targets_are_covered_and_cropped_at_the_middle(size):
     ramp = Image.linear_gradient("L").resize(size).convert("RGB")

@@ -21,9 +21,10 @@ def start_host(cpu: bool) -> None:
     if "comfy.model_management" in sys.modules:
         return
     sys.path.insert(0, str(_find()))
-    # only main.py makes the host parse a command line: these are its defaults
+    # only main.py makes the host parse a command line: the rest are its defaults
     args = importlib.import_module("comfy.cli_args").args
     args.cpu = args.force_fp32 = cpu
+    args.use_pytorch_cross_attention = True  # has gradients everywhere, and needs no memory to be guessed
     importlib.import_module("comfy.model_management")
 
 

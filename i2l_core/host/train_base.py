@@ -138,7 +138,7 @@ class HostBase:
         if hasattr(self._model.diffusion_model, "clear_kv_cache"):
             # keeps keys and values of the prompt, gradients and all, unless some block seems to be replaced
             options["patches_replace"] = {"dit": {("i2l", 0): None}}
-        acting = Acting(products, slice(0, len(x)), len(x), None)
+        acting = Acting(products, slice(0, len(x)), len(x), None, {})
         with self._hooks.acting(acting):
             clean = self._model.apply_model(
                 x, sigma, **comfy.samplers.cond_cat(list(conds)), transformer_options=options

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import I2LError
-from ..train.tool.config import BaseTable
+from ..train.tool.config import PIXEL_SPACE, BaseTable
 from ..train.tool.pictures import Texts
 
-PIXEL_SPACE = "pixel_space"
 _TOKENISERS = {"hidream_o1": comfy.supported_models.HiDreamO1}  # text encoders without weights
 
 

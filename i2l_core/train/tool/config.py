@@ -16,6 +16,7 @@ from .parse import build, read_table
 
 TINY_WORLD, HOST = "tiny-world", "host"
 GENERATOR, FOLDER, SHARDS = "tiny-world", "folder", "shards"
+PIXEL_SPACE = "pixel_space"  # the VAE of models that draw in pixels, as Load VAE calls it
 ENCODER_WEIGHTS = "model.safetensors"
 _ENDS = 1 << 20  # bytes
 
@@ -29,7 +30,7 @@ class BaseTable:
     kind: str  # TINY_WORLD: the backbone of the demo, without ComfyUI; HOST: any model that ComfyUI loads
     weights: str = ""  # TINY_WORLD: folder of its weights; empty: those of the pack
     model: str = ""  # HOST: file of the diffusion model
-    vae: str = ""  # HOST: file, or "pixel_space"; may be left out where the data has latents
+    vae: str = ""  # HOST: file, or PIXEL_SPACE; may be left out where the data has latents
     text_encoders: tuple[str, ...] = ()  # HOST: files; may be left out where the data has text embeddings
     text_type: str = (
         ""  # HOST: what ComfyUI's Load CLIP node calls the kind: "lumina2", "flux2", "hidream_o1", ...

@@ -135,7 +135,7 @@ def _latents(raw: Raw, coder: Coder, device: torch.device) -> Tensor:
     """(P M, C, h, w) float32"""
     pictures = [picture for picture in raw.targets if picture is not None]
     made = iter(coder.encode(torch.stack(pictures).to(device).float() / 255) if pictures else [])
-    latents = [next(made) if latent is None else latent.to(device) for latent in raw.latents]
+    latents = [(next(made) if latent is None else latent).to(device) for latent in raw.latents]
     if len(sizes := {tuple(latent.shape) for latent in latents}) != 1:
         raise I2LError(
             f"latents of one batch differ in size, {sorted(sizes)}: those in the data set must be of pictures of "

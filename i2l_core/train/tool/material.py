@@ -25,19 +25,22 @@ _CHUNK = 16  # prompts or pictures encoded before they are stored
 
 @dataclass(frozen=True)
 class Material:
-    """`store` is None where everything is made on the spot. `vae`, `text`: fingerprints of what makes it."""
+    """`store` is None where everything is made on the spot, `vae` where latents are.
+
+    `vae`, `text`: fingerprints of what makes latents and texts.
+    """
 
     data: DataSet
     height: int
     width: int
     store: Store | None = None
-    vae: str = ""
+    vae: str | None = None
     text: str = ""
 
     def latent(self, index: int) -> Tensor | None:
         """(C, h, w) of a picture, or None where it has to be made on the spot. Raises I2LError when it is lost."""
         found = self.data.latent(index)
-        if found is None and self.store is not None:
+        if found is None and self.store is not None and self.vae is not None:
             stored = self.store.get(LATENTS, *self._latent_key(index))
             if stored is None:
                 raise I2LError(f"{self.data.pictures[index].name} has changed since the start; start again")
@@ -72,7 +75,9 @@ class Material:
         for index in indices:
             if self.data.texts(index) is None:
                 prompts.add(self.data.pictures[index].prompt)
-            if self.data.latent(index) is None and not self.store.has(LATENTS, *self._latent_key(index)):
+            if self.vae is None or self.data.latent(index) is not None:
+                continue
+            if not self.store.has(LATENTS, *self._latent_key(index)):
                 pictures.append(index)
         missing = [p for p in sorted(prompts) if not self.store.has(TEXTS, self.text, p)][number::count]
         for start in range(0, len(missing), _CHUNK):
@@ -89,7 +94,7 @@ class Material:
             progress("pictures", start + len(chunk), len(pictures))
 
     def _latent_key(self, index: int) -> Sequence[str]:
-        return self.vae, f"{self.height}x{self.width}", self.data.stamp(index)
+        return self.vae or "", f"{self.height}x{self.width}", self.data.stamp(index)
 
 
 def as_tensor(picture) -> Tensor:

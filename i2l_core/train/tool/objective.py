@@ -8,7 +8,9 @@ parameters are registered; base model and encoder are frozen and stay whole on e
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class Objective(nn.Module):
             return self._predict(references)
         layers = None if bare else self._predict(batch.references)
         _, base = self._frozen
-        with torch.autocast(batch.x.device.type, enabled=False):  # the base model runs as the host runs it
+        with _as_it_is(batch.x.device):  # the base model runs as the host runs it
             found = base.velocity(batch.x, batch.sigma, batch.texts, layers)
             return (found.float() - batch.target).square().mean()
 
@@ -52,7 +54,7 @@ class Objective(nn.Module):
     def _tokens(self, references: References) -> tuple[Tensor, Tensor | None]:
         """Tokens (P, T, D) of each pair's pictures, and the bias (P, T) that leaves filling out, where there is any."""
         encoder, _ = self._frozen
-        with torch.autocast(references[0][0].device.type, enabled=False):
+        with _as_it_is(references[0][0].device):
             each = iter(encoder.encode_each([picture for row in references for picture in row], self._batch))
         rows = [torch.cat([next(each) for _ in row]).float() for row in references]
         longest = max(len(row) for row in rows)
@@ -61,3 +63,8 @@ class Objective(nn.Module):
         for i, row in enumerate(rows):
             tokens[i, : len(row)], bias[i, : len(row)] = row, 0
         return tokens, bias if any(len(row) < longest for row in rows) else None
+
+
+def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Without mixed precision; the meta device, on which costs are counted, knows none."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

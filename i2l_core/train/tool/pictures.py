@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...checks import listed
@@ -98,17 +99,20 @@ def data_fingerprint(pictures: Sequence[Picture]) -> str:
 
 
 def open_rgb(source: Callable[[], Image.Image], name: str) -> Image.Image:
-    """A decoded RGB picture, alpha over white. Raises I2LError naming it when it cannot be decoded whole."""
+    """A decoded RGB picture, upright, alpha over white. Raises I2LError naming it when it cannot be decoded whole."""
     try:
-        with source() as picture:
-            picture.load()
+        with source() as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits of gray
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
             if picture.has_transparency_data:
                 over = Image.new("RGBA", picture.size, "white")
-                return Image.alpha_composite(over, picture.convert("RGBA")).convert("RGB")
+                picture = Image.alpha_composite(over, picture.convert("RGBA"))
             return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders of hostile files raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise I2LError(
-            f"{name}: the picture is broken or missing ({error}); repair or remove the row"
+            f"{name}: the picture is broken or missing ({reason}); repair or remove the row"
         ) from error
 
 

@@ -16,7 +16,17 @@ from ...demo.files import WEIGHTS
 from ...errors import I2LError
 from .base import Base, Coder, TinyWorld
 from .checkpoints import Checkpoints
-from .config import FOLDER, GENERATOR, HOST, SHARDS, BaseTable, DataTable, TrainConfig, fingerprint
+from .config import (
+    FOLDER,
+    GENERATOR,
+    HOST,
+    PIXEL_SPACE,
+    SHARDS,
+    BaseTable,
+    DataTable,
+    TrainConfig,
+    fingerprint,
+)
 from .encoder import load_encoder
 from .folder import open_folder
 from .generated import open_generated
@@ -116,10 +126,11 @@ def open_material(config: TrainConfig, data: DataSet) -> Material:
     if config.base.kind != HOST:
         return Material(data, table.height, table.width)
     base = config.base
-    vae = base.vae if base.vae in ("", "pixel_space") else fingerprint(Path(base.vae))
+    vae = fingerprint(Path(base.vae)) if base.vae not in ("", PIXEL_SPACE) else base.vae
     text = " ".join([base.text_type, *(fingerprint(Path(file)) for file in base.text_encoders)])
     store = Store(Path(table.cache) if table.cache else config.folder / "cache")
-    return Material(data, table.height, table.width, store, vae, text)
+    # pixels are larger than pictures, and made in no time
+    return Material(data, table.height, table.width, store, None if vae == PIXEL_SPACE else vae, text)
 
 
 def check_pictures(config: TrainConfig, most: int = 20) -> int:

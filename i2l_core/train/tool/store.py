@@ -1,6 +1,7 @@
 """Latents and text embeddings on disk, made once by the base model's own VAE and text encoder.
 
-One .safetensors file each, under a hash of all that it was made from, so nothing stale is ever found.
+One .safetensors file each, under a hash of all that it was made from, so nothing stale is ever found. What fits
+into 16 bits without loss, as the output of a 16 bit network does, is kept in 16 bits.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Store:
         return self._path(kind, source).is_file()
 
     def get(self, kind: str, *source: str) -> dict[str, Tensor] | None:
-        """What was put under this source, or None. Raises I2LError naming a damaged file."""
+        """What was put under this source, floats as float32; or None. Raises I2LError naming a damaged file."""
         path = self._path(kind, source)
         if not path.is_file():
             return None
         try:
-            return load_file(path)
+            return {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
         except (SafetensorError, OSError) as error:
             raise I2LError(
                 f"{path} is damaged ({error}); delete it, it is made again at the next start"
@@ -50,7 +51,9 @@ class Store:
         temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file(
+                {name: _small(tensor.cpu()).contiguous() for name, tensor in tensors.items()}, temporary
+            )
             os.replace(temporary, path)
         except (OSError, SafetensorError) as error:
             raise I2LError(
@@ -63,3 +66,10 @@ class Store:
     def _path(self, kind: str, source: tuple[str, ...]) -> Path:
         key = hashlib.sha256("\0".join(source).encode()).hexdigest()
         return self._folder / kind / key[:2] / f"{key}.safetensors"
+
+
+def _small(tensor: Tensor) -> Tensor:
+    for dtype in (torch.bfloat16, torch.float16):
+        if tensor.dtype == torch.float32 and torch.equal(tensor.to(dtype).float(), tensor):
+            return tensor.to(dtype)
+    return tensor
