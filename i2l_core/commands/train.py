@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..train.tool.config import RunTable
 
 
-def main(argv: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m i2l_core train",
         description=__doc__,
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     only.add_argument(
         "--export", action="store_true", help="only write the newest checkpoint as a predictor file"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
     try:
         return _run(options)
     except I2LError as error:
@@ -71,13 +71,14 @@ def _accelerator(table: RunTable) -> Any:
     """Hugging Face's Accelerator: which devices there are, which of them is ours, and in what precision."""
     try:
         import torch
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
     except ImportError as error:
         raise I2LError(
             "training needs Hugging Face accelerate: pip install -r requirements-train.txt"
         ) from error
     cpu = table.device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, mixed_precision=table.precision)
+    shared = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # or gradients are held twice
+    accelerator = Accelerator(cpu=cpu, mixed_precision=table.precision, kwargs_handlers=[shared])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:  # each would train alone, in the same folder
         raise I2LError(
