@@ -15,6 +15,7 @@ import torch
 
 from i2l_core.demo.judge import Verdict, style_parts
 from i2l_core.demo.sampler import Sampling
+from i2l_core.errors import I2LError
 from i2l_core.lora import LoRA, LowRank, Target
 from i2l_core.where import EVERYWHERE, PRESETS, Where, limited
 
@@ -36,27 +37,30 @@ def main() -> None:
         cases = {"nowhere": bench.paint("nowhere", sampling, None, None)}
         for name, where in PRESETS.items():
             part = limit(loras, where)
-            cases[name] = bench.paint(name, sampling, part, part)
-    none, whole = cases["nowhere"], cases[EVERYWHERE]
-    gain = float((none.style_distance - whole.style_distance).mean())
-    result = {
-        name: {
-            **case.figures(),
-            "share_of_gain": round(float((none.style_distance - case.style_distance).mean()) / gain, 3),
-            "by_factor": by_factor(bench, case),
+            cases[name] = bench.paint(name, sampling, part, part) if part else cases["nowhere"]
+        none, whole = cases["nowhere"], cases[EVERYWHERE]
+        gain = float((none.style_distance - whole.style_distance).mean())
+        result = {
+            name: {
+                **case.figures(),
+                "share_of_gain": round(float((none.style_distance - case.style_distance).mean()) / gain, 3),
+                "by_factor": by_factor(bench, case),
+            }
+            for name, case in cases.items()
         }
-        for name, case in cases.items()
-    }
     print(json.dumps({**result, **bench.about()}))
 
 
 def limit(loras: LoRAs, where: Where) -> LoRAs:
-    """`where.limited` on stacked LoRAs: the strengths are those of a LoRA of ones."""
+    """`where.limited` on stacked LoRAs, empty when nothing is left: the strengths are those of a LoRA of ones."""
     ones = {
         Target(w): LowRank(torch.ones(1, d.shape[2]), torch.ones(u.shape[1], 1))
         for w, (d, u) in loras.items()
     }
-    parts = limited(LoRA(ones), where).layers
+    try:
+        parts = limited(LoRA(ones), where).layers
+    except I2LError:
+        return {}
     return {t.weight: (loras[t.weight][0], loras[t.weight][1] * layer.up) for t, layer in parts.items()}
 
 

@@ -533,3 +533,19 @@ def test_what_is_not_the_clip_of_qwen_image_is_refused(coarse: Any, clip: Any, l
     with pytest.raises(I2LError, match="not known of which pictures the predictor reads 72 states"):
         run(replace(coarse, loaded=loaded).with_clip(clip), some())
     assert encoders_loaded() == []
+
+
+def test_the_published_sizes_ask_for_no_more_than_the_largest_encoder_and_a_fifth(host: Any):
+    from tiny_v1 import PUBLISHED
+
+    from i2l.i2l_core.encoders import PooledConfig
+    from i2l.i2l_core.host.memory import pooled_memory, v1_memory
+
+    largest = PooledConfig(DINOV3, width=4096, blocks=40, mlp=8192, patch=16, side=224, registers=4)
+    other = PooledConfig(SIGLIP2, width=1536, blocks=40, mlp=6144, patch=16, side=384)
+    bf16 = torch.bfloat16
+    limit = 1.2 * largest.weights * bf16.itemsize
+    for encoder in (largest, other):
+        assert encoder.weights * bf16.itemsize + pooled_memory(encoder, bf16) < limit
+    for config, _ in PUBLISHED.values():  # its weights never are on the GPU as a whole
+        assert v1_memory(config, 64, bf16) < limit

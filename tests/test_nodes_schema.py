@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from i2l.tools.english import inputs_of
 from i2l.tools.host import ROOT
 
 IDS = (
@@ -43,15 +44,13 @@ def schemas(host) -> dict[str, Any]:
     return {schema.node_id: schema for schema in (node.define_schema() for node in NODES)}
 
 
-def inputs_of(schema: Any) -> dict[str, Any]:
-    """Every input by the name that the front end translates; those that a choice brings are named after it."""
-    found = {entry.id: entry for entry in schema.inputs}
-    for entry in schema.inputs:
-        for option in getattr(entry, "options", None) or ():
-            inner = {f"{entry.id}_{part.id}": part for part in getattr(option, "inputs", ())}
-            for name, part in inner.items():
-                assert found.setdefault(name, part).tooltip == part.tooltip, f"{name} has two tooltips"
-    return found
+def test_what_several_choices_bring_has_one_tooltip(schemas):
+    for schema in schemas.values():
+        for entry in schema.inputs:
+            tooltips: dict[str, str] = {}
+            for option in getattr(entry, "options", None) or ():
+                for part in getattr(option, "inputs", ()):
+                    assert tooltips.setdefault(part.id, part.tooltip) == part.tooltip
 
 
 def test_the_ids_are_stable(schemas):

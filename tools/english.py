@@ -19,11 +19,21 @@ def english(schemas: list[Any]) -> dict[str, Any]:
     return {schema.node_id: _entry(schema) for schema in schemas}
 
 
+def inputs_of(schema: Any) -> dict[str, Any]:
+    """Every input by the name that the front end translates; those that a choice brings are named after it."""
+    found = {entry.id: entry for entry in schema.inputs}
+    for entry in schema.inputs:
+        for option in getattr(entry, "options", None) or ():
+            found |= {f"{entry.id}_{part.id}": part for part in getattr(option, "inputs", ())}
+    return found
+
+
 def _entry(schema: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"display_name": schema.display_name, "description": schema.description}
     if schema.inputs:
         entry["inputs"] = {
-            i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs
+            name: {"name": i.display_name or i.id, "tooltip": i.tooltip}
+            for name, i in inputs_of(schema).items()
         }
     if schema.outputs:
         entry["outputs"] = {

@@ -70,7 +70,7 @@ class ImageTokens:
         return any(part in name for part in self.text_only)
 
     def shared(self, mask: Tensor) -> Tensor:
-        """(N, 1): the weight of what the whole picture shares. Why the mean: docs/fusion.md."""
+        """(N, 1): the weight of what the whole picture shares. bench/fusion.py compares it with other choices."""
         return mask.mean(dim=(1, 2))[:, None]
 
     def weigh(self, mask: Tensor, name: str, tokens: int | None) -> Tensor:
