@@ -25,13 +25,18 @@ class Careless(nn.Module):
         return x
 
 
+class Stage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Careless(8) for _ in range(3))
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.before = nn.Linear(4, 8)
-        self.stage = nn.Module()
-        self.stage.layers = nn.ModuleList(Careless(8) for _ in range(3))
+        self.stage = Stage()
 
     def forward(self, x, scale):
         x = self.before(x)

@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -318,9 +319,8 @@ def test_the_pool_of_the_generator_is_a_data_set(tmp_path):
 @pytest.mark.parametrize(("mode", "colour"), [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0)), ("P", 0)])
 def test_transparent_pictures_are_seen_on_white(tmp_path, mode, colour):
     image = Image.new(mode, (4, 4), colour)
-    if mode == "P":
-        image.info["transparency"] = 0
-    image.save(tmp_path / "a.png", **({"transparency": 0} if mode == "P" else {}))
+    extra: dict[str, Any] = {"transparency": 0} if mode == "P" else {}
+    image.save(tmp_path / "a.png", **extra)
     found = np.asarray(open_rgb(lambda: Image.open(tmp_path / "a.png"), "a"))
     assert found.shape == (4, 4, 3)
     assert (found == 255).all()

@@ -85,7 +85,7 @@ def _load_vae(table: BaseTable) -> comfy.sd.VAE:
     return vae
 
 
-def _tensors(conditioning: list[list[Any]]) -> Texts:
+def _tensors(conditioning: Sequence[Sequence[Any]]) -> Texts:
     """One entry of a CONDITIONING as tensors only. Raises I2LError for what a file could not keep."""
     ((cond, rest),) = conditioning
     kept = {"cond": cond}

@@ -248,6 +248,6 @@ def _spread(accelerator: Any, objective: Objective, config: RunTable) -> nn.Modu
         ),
     }
     predictor = objective.predictor
-    for part in (*predictor.blocks, *predictor.heads.values()):
-        fully_shard(part, **options)
-    return fully_shard(objective, **options)
+    for part in (*predictor.blocks, *predictor.heads.values(), objective):
+        fully_shard(part, **options)  # in place
+    return objective
