@@ -11,13 +11,16 @@ what the gradients take to travel. --real measures a full size with random weigh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,12 +30,13 @@ from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l_core.host.start import start_host
 from i2l_core.predictors.query import QueryPredictor
 from i2l_core.train.flow import noisy, velocity
+from i2l_core.train.optimiser import Optimiser
 from i2l_core.train.run import Plan
 from i2l_core.train.tool.config import OptimiserTable, PredictorTable, load_config
 from i2l_core.train.tool.feed import Batch
 from i2l_core.train.tool.network import query_config
 from i2l_core.train.tool.objective import Objective
-from i2l_core.train.tool.optimisation import Optimisation
+from i2l_core.train.tool.training import optimiser
 
 CONFIGS = Path(__file__).resolve().parent.parent / "i2l_core" / "train" / "configs"
 
@@ -102,7 +106,7 @@ class Case:
 
     objective: Objective
     batch: Batch
-    optimiser: Optimisation | None = None
+    optimiser: Optimiser | None = None
 
     def loss(self) -> Tensor:
         if self.batch.x.device.type == "cuda":
@@ -176,7 +180,9 @@ def _base(model: Any, device: torch.device, checkpointing: bool, split_fused: bo
 def _case(base: Any, size: Size, encoder: VisionEncoder, table: PredictorTable, device: torch.device) -> Case:
     torch.manual_seed(0)
     query = query_config(table, base.layers, encoder.config.token_dim)
-    predictor = QueryPredictor(query, device)
+    predictor = QueryPredictor(query, device, torch.bfloat16 if device.type == "meta" else None)
+    if device.type == "meta":  # no autocast there
+        predictor.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(), *args[1:]))
     side = encoder.config.image_size or 0
     pictures = [torch.rand(side, side, 3, device=device) for _ in range(_REFERENCES)]
     latents, noise = (torch.randn(1, *size.latent, device=device) for _ in range(2))
@@ -186,11 +192,11 @@ def _case(base: Any, size: Size, encoder: VisionEncoder, table: PredictorTable, 
         text["text_input_ids"] = torch.tensor([[*range(5, 3 + size.words), 151669, 151673]])
     x, target = noisy(latents, noise, sigma), velocity(latents, noise)
     batch = Batch((), [pictures], x, sigma, target, [text])
-    optimiser = None
+    update = None
     if device.type != "meta":
         plan = Plan(steps=10, batch=1, lr=1e-5, seed=0)
-        optimiser = Optimisation(dict(predictor.named_parameters()), OptimiserTable(), plan)
-    return Case(Objective(predictor, encoder, base, 8), batch, optimiser)
+        update = optimiser(dict(predictor.named_parameters()), OptimiserTable(), plan)
+    return Case(Objective(predictor, encoder, base, 8), batch, update)
 
 
 def _measure(case: Case) -> dict[str, float]:
@@ -204,6 +210,23 @@ def _measure(case: Case) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention as GPUs run it, without the matrix of all pairs that torch writes out on the meta device."""
+    plain = F.scaled_dot_product_attention
+
+    def fused(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], dim=1) for part in (k, v))
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+@_fused_attention()
 def _count(name: str) -> dict[str, float]:
     meta = torch.device("meta")
     plain, saving = (_full(name, meta, checkpointing) for checkpointing in (False, True))
@@ -282,7 +305,9 @@ def _extrapolate(counted: dict[str, float]) -> list[dict[str, Any]]:
     """Seconds an update of the paper's batch, and memory of each GPU, for 1 and 8 of them."""
     weights = counted["predictor_parameters"]
     frozen = 2 * (counted["base_parameters"] + counted["encoder_parameters"])
-    state = 20 * weights  # float32 weights, gradients, two moments and the average
+    state = (
+        22 * weights
+    )  # float32 weights, gradients, two moments and the average; autocast's copy in 16 bits
     activations = (
         counted["kept_bytes_with_checkpointing"]
         + (counted["kept_bytes_without"] - counted["kept_bytes_with_checkpointing"]) / counted["blocks"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_models import build, close
-from tiny_training import rows, tables, write_config, write_folder, write_world
+from tiny_training import picture, rows, tables, train_here, write_config, write_folder, write_world
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
@@ -232,7 +233,7 @@ def test_a_predictor_for_a_model_of_the_host_learns_and_predicts(flux2_data, tmp
     config = write_config(tmp_path / "config.json", flux2_tables(flux2_data, tmp_path / "run"))
     assert train.main([str(config)]) == 0
     with (tmp_path / "run" / "log.csv").open() as file:
-        figures = [json.loads(row["figures"]) for row in csv.DictReader(file) if row["figures"]]
+        figures = [json.loads(row["figures"]) for row in csv.DictReader(file)]
     assert figures[-1]["unseen_ratio"] < 0.985
     assert (flux2_data / "flux2.safetensors").read_bytes() == before
     loaded = load_predictor(tmp_path / "run" / "predictor.safetensors")
@@ -247,6 +248,33 @@ def test_a_predictor_for_a_model_of_the_host_learns_and_predicts(flux2_data, tmp
     lora = loaded.predictor.float()(loaded.encoder.float().encode(list(pictures))).lora()
     patched = apply_merged(build("flux2"), lora, 1.0)
     assert len(patched.patches) == len({target.weight for target in targets})
+
+
+def test_the_node_and_the_command_predict_with_what_was_trained(tmp_path, monkeypatch, capsys):
+    import folder_paths
+
+    from i2l.i2l_core.commands import predict
+    from i2l.i2l_core.host.lora_model import lora_of
+    from i2l.i2l_core.lora_file import load
+    from i2l.nodes.load import LoadI2LPredictor
+    from i2l.nodes.predict import ImagesToLoRA
+
+    config = tables(write_world(tmp_path), write_folder(tmp_path / "set"), tmp_path / "run", plan__steps=2)
+    path = train_here(write_config(tmp_path / "config.json", config))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "i2l", ([str(path.parent)], {".safetensors"}))
+    predictor = LoadI2LPredictor.execute(path.name)[0]
+    image = torch.from_numpy(np.array(picture(1, 2)))[None] / 255
+    with torch.inference_mode():
+        found = lora_of(ImagesToLoRA.execute(predictor, {"image0": image})[0])
+    picture_file = tmp_path / "set" / "images" / "1-2.png"
+    out = tmp_path / "style.safetensors"
+    assert predict.main([str(picture_file), "--predictor", str(path), "--out", str(out)]) == 0
+    written = load(out)
+    assert written.base_model == found.base_model == "i2l-tiny"
+    assert written.layers.keys() == found.layers.keys()
+    for target, layer in found.layers.items():
+        assert layer.up.abs().max() > 0
+        close(written.layers[target].up @ written.layers[target].down, layer.up @ layer.down, 1e-3)
 
 
 def test_frozen_weights_stay_as_they_are_and_the_loss_falls():

@@ -122,14 +122,14 @@ def test_a_checkpoint_must_agree_on_what_is_learned_and_on_nothing_else(tmp_path
         load_config(written(tmp_path, encoder__source=str(tmp_path / "nowhere"))).fixed()
 
 
-def test_a_fingerprint_sees_size_beginning_and_end(tmp_path):
+def test_a_fingerprint_sees_size_beginning_end_and_what_lies_between(tmp_path):
     path = tmp_path / "file"
-    content = bytearray(3 << 20)
+    content = bytearray(8 << 20)
     seen = set()
-    for place in (None, 0, len(content) - 1):
+    for place in (None, 0, len(content) - 1, (len(content) - (1 << 16)) * 30 // 63):
         if place is not None:
             content[place] = 1
         path.write_bytes(content)
         seen.add(fingerprint(path))
     path.write_bytes(content + b"\0")
-    assert len(seen | {fingerprint(path)}) == 4
+    assert len(seen | {fingerprint(path)}) == 5

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from i2l.i2l_core.train.tool.generated import open_generated
 from i2l.i2l_core.train.tool.material import Material
 from i2l.i2l_core.train.tool.pairing import Pair, Target, draw
 from i2l.i2l_core.train.tool.pictures import (
+    DataSet,
     Picture,
     Styles,
     cover,
@@ -177,15 +179,14 @@ def test_the_fingerprint_of_data_sees_every_row(folder):
     assert len(seen) == 4
 
 
-class Numbered:
-    """A data set of so many pictures a style, all of their own content but for some pairs."""
-
-    def __init__(self, sizes, contents):
-        self.pictures = [
-            Picture(f"s{s}", f"c{n % contents}", f"prompt {s} {n}", "")
-            for s, size in enumerate(sizes)
-            for n in range(size)
-        ]
+def numbered(sizes: Sequence[int], contents: int) -> DataSet:
+    """A data set without pictures: so many rows of each style, every so many of the same content."""
+    rows = [
+        Picture(f"s{s}", f"c{n % contents}", f"prompt {s} {n}", "")
+        for s, size in enumerate(sizes)
+        for n in range(size)
+    ]
+    return Folder(Path(), rows, [])
 
 
 @given(
@@ -198,8 +199,8 @@ class Numbered:
 )
 @settings(max_examples=30, deadline=None)
 def test_pairs_share_the_style_and_never_the_content(sizes, contents, targets, most, gray, seed):
-    data: object = Numbered(sizes, contents)
-    styles, _, _ = split_styles(data, 0.0, "refuse")  # type: ignore[arg-type]
+    data = numbered(sizes, contents)
+    styles, _, _ = split_styles(data, 0.0, "refuse")
     table = PairingTable(targets=targets, most_references=most, gray=gray, single=0.3, empty_prompts=0.3)
     pairs = draw(styles, table, 6, seed, 5)
     assert pairs == draw(styles, table, 6, seed, 5)
@@ -212,17 +213,30 @@ def test_pairs_share_the_style_and_never_the_content(sizes, contents, targets, m
         assert len(pair.targets) == targets
         assert len(set(pair.references)) == len(pair.references) or pair.gray
         for target in pair.targets:
-            shown = data.pictures[target.picture]  # type: ignore[attr-defined]
+            shown = data.pictures[target.picture]
             assert target.prompt in ("", shown.prompt)
             for i in pair.references if not pair.gray else ():
-                reference = data.pictures[i]  # type: ignore[attr-defined]
+                reference = data.pictures[i]
                 assert reference.style == shown.style
                 assert reference.content != shown.content
 
 
+def test_the_ablation_shows_the_same_content_on_both_sides():
+    data = numbered([6, 8], 4)
+    styles, _, _ = split_styles(data, 0.0, "refuse")
+    table = PairingTable(targets=3, most_references=3, gray=0.0, same_content=0.5)
+    same = 0
+    for pair in (pair for step in range(50) for pair in draw(styles, table, 8, 1, step)):
+        sides = pair.references, [target.picture for target in pair.targets]
+        references, targets = ({data.pictures[i].content for i in side} for side in sides)
+        same += targets <= references
+        assert targets <= references or not targets & references
+    assert same / 400 == pytest.approx(0.5, abs=0.06)
+
+
 def test_shares_of_single_gray_and_empty_are_as_asked():
-    data: object = Numbered([8] * 20, 8)
-    styles, _, _ = split_styles(data, 0.0, "refuse")  # type: ignore[arg-type]
+    data = numbered([8] * 20, 8)
+    styles, _, _ = split_styles(data, 0.0, "refuse")
     table = PairingTable(targets=2, most_references=4, single=0.2, gray=0.1, empty_prompts=0.3)
     pairs = [pair for step in range(100) for pair in draw(styles, table, 20, 1, step)]
     counts = Counter(len(pair.references) for pair in pairs)
@@ -232,9 +246,7 @@ def test_shares_of_single_gray_and_empty_are_as_asked():
     empty = [target.prompt == "" for pair in pairs for target in pair.targets]
     assert sum(empty) / len(empty) == pytest.approx(0.3, abs=0.03)
     styles_of_gray = [
-        len({data.pictures[t.picture].style for t in pair.targets})
-        for pair in pairs
-        if pair.gray  # type: ignore[attr-defined]
+        len({data.pictures[t.picture].style for t in pair.targets}) for pair in pairs if pair.gray
     ]
     assert max(styles_of_gray) == 2
 

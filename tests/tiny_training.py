@@ -11,15 +11,19 @@ import io
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 import sys
 import tarfile
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 try:
@@ -40,10 +44,13 @@ from i2l.i2l_core.demo.autoencoder import PATCH, build_decoder, fit_basis
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.train.tool import session
+from i2l.i2l_core.train.tool.config import load_config
 
 SIDE = 64  # pixels: 16 tokens
 SUBJECTS = ("star", "heart", "moon", "fish")
 STYLES = 8
+
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
 def write_world(folder: Path) -> Path:
@@ -130,22 +137,45 @@ def write_config(path: Path, config: dict[str, dict[str, Any]]) -> Path:
 
 def train_here(config: Path) -> Path:
     """In this process; the predictor file."""
-    from i2l.i2l_core.train.tool.config import load_config
-
+    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is the process's
     loaded = load_config(config)
     path = session.train(loaded, session.TinyOpener(), command._accelerator(loaded.run))
     assert path is not None
     return path
 
 
-def start(config: Path, number: int = 0, of: int = 1, port: int = 0, limit: int = 0) -> Any:
-    """A process of its own, the `number`-th of `of`; its standard error goes beside the config.
-
-    `limit`: most bytes that it may write into one file, as on a disk that fills up.
-    """
-    process = _context().Process(target=_main, args=(str(config), number, of, port, limit))
+def start(config: Path, before: Callable[[], None] = lambda: None, number: int = 0) -> Any:
+    """A process of its own, which calls `before` first; its standard error goes beside the config, by its number."""
+    process = _context().Process(target=_main, args=(str(config), before, number))
     process.start()
     return process
+
+
+def as_one_of(number: int, of: int, port: int) -> None:
+    """The process is the `number`-th of a training, as torchrun says it."""
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(of), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def on_a_full_disk(size: int, killed: bool) -> None:
+    """No file can be larger than `size` bytes: its write fails, or the process ends in the middle of it."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if killed else signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def killed_at(operation: int, folder: str) -> None:
+    """The process ends before so many operations on the files of `folder` are done."""
+    left = operation
+
+    def watch(event: str, args: tuple) -> None:
+        nonlocal left
+        if event in _CHANGES or (event == "open" and str(args[0]).startswith(folder)):
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def said(config: Path, number: int = 0) -> str:
@@ -173,14 +203,8 @@ def _context() -> Any:
     return context
 
 
-def _main(config: str, number: int, of: int, port: int, limit: int) -> None:
+def _main(config: str, before: Callable[[], None], number: int) -> None:
     sys.stderr = Path(config).with_suffix(f".{number}.txt").open("w", buffering=1)
     torch.set_num_threads(1)
-    if of > 1:
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(of), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if limit:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    before()
     sys.exit(command.main([config]))

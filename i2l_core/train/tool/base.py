@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from ...checks import listed
 from ...demo import files
 from ...demo.autoencoder import PATCH
-from ...demo.backbone import Backbone
+from ...demo.backbone import Backbone, BackboneConfig
 from ...demo.prompts import TOKENS, tokenise, unknown_words, words_of
 from ...demo.sampler import shifted
 from ...errors import I2LError
 from ...lora import Target
 from ...predictors.query import LayerSpec
-from ..predictor import adapted_layers
 from .blocks import checkpoint_blocks
 from .pictures import Texts
 
@@ -83,7 +82,9 @@ class TinyWorld:
     id = "i2l-tiny"
     noise_scale = 1.0
 
-    def __init__(self, folder: Path, device: torch.device, checkpointing: bool) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, checkpointing: bool = False, compiled: bool = False
+    ) -> None:
         backbone, text = files.load_backbone(folder)
         self._backbone: Backbone = backbone.requires_grad_(False).to(device)
         self._text = text.requires_grad_(False).to(device)
@@ -94,6 +95,8 @@ class TinyWorld:
         self.layers = adapted_layers(backbone.config)
         if checkpointing:
             checkpoint_blocks(self._backbone)
+        if compiled:
+            self._backbone.compile()
 
     def sigmas(self, u: Tensor) -> Tensor:
         return shifted(u)
@@ -133,6 +136,21 @@ class TinyWorld:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return self._decoder(latents).permute(0, 2, 3, 1).clamp(0, 1)  # BCHW -> BHWC
+
+
+def adapted_layers(config: BackboneConfig) -> tuple[LayerSpec, ...]:
+    """Every attention and feed-forward Linear of every block, qkv as the host keeps it: fused."""
+    shapes = {
+        "attention.qkv": (config.dim, 3 * config.dim),
+        "attention.out": (config.dim, config.dim),
+        "feed_forward.w1": (config.dim, config.ffn_dim),
+        "feed_forward.w2": (config.ffn_dim, config.dim),
+        "feed_forward.w3": (config.dim, config.ffn_dim),
+    }
+    blocks = [f"context_refiner.{i}" for i in range(config.n_refiner_layers)]
+    blocks += [f"noise_refiner.{i}" for i in range(config.n_refiner_layers)]
+    blocks += [f"layers.{i}" for i in range(config.n_layers)]
+    return tuple(LayerSpec(f"{block}.{name}", None, *shapes[name]) for block in blocks for name in shapes)
 
 
 @torch.no_grad()

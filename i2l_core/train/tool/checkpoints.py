@@ -82,6 +82,8 @@ class Checkpoints:
             )
         for part in PARTS:
             _read(path / f"{part}.safetensors", state[part])
+        if self.main:
+            self._tidy()
         return about["step"]
 
     def read_average(self) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
@@ -105,8 +107,7 @@ class Checkpoints:
         return about
 
     def _begin(self, partial: Path) -> None:
-        for left in self.folder.glob(f"{_PARTIAL}*"):  # of a run that was killed while it wrote
-            shutil.rmtree(left)
+        self._tidy()
         partial.mkdir(parents=True)
 
     def _finish(self, partial: Path, final: Path, step: int) -> None:
@@ -118,8 +119,12 @@ class Checkpoints:
         _sync(partial)
         os.replace(partial, final)
         _sync(self.folder)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove old checkpoints, and what a run left that was killed while it wrote or removed one."""
+        for left in (*self.folder.glob(f"{_PARTIAL}*"), *sorted(self.folder.glob("step-*"))[: -self.keep]):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _attempt(self, action: Callable[[], None]) -> str | None:
         """Run it in the process that writes; the reason when it fails, which every process learns."""

@@ -18,7 +18,7 @@ TINY_WORLD, HOST = "tiny-world", "host"
 GENERATOR, FOLDER, SHARDS = "tiny-world", "folder", "shards"
 PIXEL_SPACE = "pixel_space"  # the VAE of models that draw in pixels, as Load VAE calls it
 ENCODER_WEIGHTS = "model.safetensors"
-_ENDS = 1 << 20  # bytes
+_SAMPLES, _SAMPLE = 64, 1 << 16  # places in a file, bytes at each
 
 DTYPES = ("stored", "bfloat16", "float16", "float32")
 
@@ -38,6 +38,9 @@ class BaseTable:
     dtype: str = "stored"  # HOST: of the frozen weights
     id: str = ""  # of a model that the pack does not know, as predictor files name it
     checkpointing: bool = True  # compute activations of a block again in the backward pass, to save memory
+    compile: bool = (
+        False  # TINY_WORLD: with torch.compile, half again as fast; not together with checkpointing
+    )
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, (TINY_WORLD, HOST))
@@ -46,6 +49,8 @@ class BaseTable:
             raise I2LError(f'kind = "{HOST}" needs model, the file of the diffusion model')
         if self.text_encoders and not self.text_type:
             raise I2LError("text_encoders need text_type, the type that ComfyUI's Load CLIP node shows")
+        if self.compile and (self.kind == HOST or self.checkpointing):
+            raise I2LError(f'compile is for kind = "{TINY_WORLD}" without checkpointing')
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,7 @@ class PairingTable:
     most_references: int = 4
     single: float = 0.25  # share of predictions from one reference; the others draw 1..most_references evenly
     gray: float = 0.04  # share of predictions from gray pictures only, with targets of any style
+    same_content: float = 0.0  # share of predictions whose targets show what a reference shows: for ablations
     empty_prompts: float = (
         0.1  # share of targets without a prompt, so that both sides of guidance know the LoRA
     )
@@ -127,7 +133,7 @@ class PairingTable:
     def __post_init__(self) -> None:
         if self.targets < 1 or self.most_references < 1:
             raise I2LError("targets and most_references must be 1 or more")
-        for name in ("single", "gray", "empty_prompts"):
+        for name in ("single", "gray", "same_content", "empty_prompts"):
             if not 0 <= getattr(self, name) <= 1:
                 raise I2LError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}")
 
@@ -215,19 +221,22 @@ class TrainConfig:
 
     def _files(self) -> dict[str, Path]:
         """Files whose content decides the result, apart from the data."""
-        source = Path(self.encoder.source)
+        base, source = self.base, Path(self.encoder.source)
         files = {"encoder": source / ENCODER_WEIGHTS if source.is_dir() else source}
-        if self.base.kind == HOST:
-            files["base model"] = Path(self.base.model)
+        if base.kind == HOST:
+            files["base model"] = Path(base.model)
+            files |= {f"text encoder {n}": Path(path) for n, path in enumerate(base.text_encoders)}
+            if base.vae not in ("", PIXEL_SPACE):
+                files["vae"] = Path(base.vae)
         else:
-            files["base model"] = Path(self.base.weights or WEIGHTS) / BACKBONE
+            files["base model"] = Path(base.weights or WEIGHTS) / BACKBONE
         if self.predictor.start:
             files["predictor start"] = Path(self.predictor.start)
         return files
 
 
 _FREE = {
-    "base": ("checkpointing", "model", "weights", "vae", "text_encoders"),
+    "base": ("checkpointing", "compile", "model", "weights", "vae", "text_encoders"),
     "encoder": ("batch", "source"),
     "predictor": ("start",),
     "data": ("cache", "workers", "path"),
@@ -236,14 +245,14 @@ _FREE = {
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when a large file does, at the cost of reading two megabytes: its size, its beginning and its end."""
+    """Of a file's size and of four megabytes spread evenly over it: tells large files of weights apart at no cost."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             digest = hashlib.sha256(str(size).encode())
-            for start in (0, max(0, size - _ENDS)):
-                file.seek(start)
-                digest.update(file.read(_ENDS))
+            for place in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE) * place // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
     except OSError as error:
         raise I2LError(f"cannot read {path}: {error}") from error
     return digest.hexdigest()[:16]

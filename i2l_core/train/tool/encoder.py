@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ...checks import listed
 from ...encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
@@ -17,19 +17,10 @@ from ...predictors.checkpoint import load_predictor
 from .config import ENCODER_WEIGHTS, EncoderTable
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-_MORE = ("num_channels", "hidden_act", "layer_norm_eps")  # entries of the config that may be left out
-_DEFAULTS = {  # transformers leaves out of config.json what equals its own default
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "patch_size": 16,
-    "image_size": 224,
-    "num_patches": 256,
-    "hidden_act": "gelu_pytorch_tanh",
-}
+_SIZES += ("num_channels", "hidden_act", "layer_norm_eps")
 _PREFIX = "vision_model."
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, in preprocessor_config.json
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as transformers writes them
 
 
 def load_encoder(table: EncoderTable) -> VisionEncoder:
@@ -43,11 +34,24 @@ def load_encoder(table: EncoderTable) -> VisionEncoder:
     return encoder.float().requires_grad_(False).eval()
 
 
+def save_encoder(folder: Path, encoder: VisionEncoder) -> Path:
+    """Write a folder that `load_encoder` and transformers read; the file of its weights."""
+    config = encoder.config
+    folder.mkdir(parents=True, exist_ok=True)
+    resample = next(number for number, name in _RESAMPLE.items() if name == config.resample)
+    seen = {"image_mean": config.mean, "image_std": config.std, "resample": resample}
+    for name, about in ((_CONFIG, {"model_type": config.kind, **config.config}), (_PREPROCESSOR, seen)):
+        (folder / name).write_text(json.dumps(about, indent=1), "utf-8")
+    tensors = {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}
+    save_file(tensors, folder / ENCODER_WEIGHTS, {"format": "pt"})
+    return folder / ENCODER_WEIGHTS
+
+
 def _from_folder(folder: Path) -> VisionEncoder:
     """config.json of a whole SigLIP or SigLIP2, or of its vision half; weights of the vision half are picked."""
-    seen = folder / "preprocessor_config.json"
+    seen = folder / _PREPROCESSOR
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / _CONFIG).read_text("utf-8"))
         preprocessor = json.loads(seen.read_text("utf-8")) if seen.exists() else {}
         tensors = load_file(folder / ENCODER_WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
@@ -71,23 +75,25 @@ def _from_folder(folder: Path) -> VisionEncoder:
 
 
 def _config(config: dict[str, Any], preprocessor: dict[str, Any], folder: Path) -> EncoderConfig:
+    import transformers  # slow
+
     vision = config.get("vision_config", config)
     kind = {"siglip": SQUARE, "siglip2": NAFLEX}.get(config.get("model_type", ""), config.get("model_type"))
     if kind not in (SQUARE, NAFLEX) or not isinstance(vision, dict):
         raise I2LError(
-            f"[encoder] source: {folder / 'config.json'} is of a {config.get('model_type')!r}; "
+            f"[encoder] source: {folder / _CONFIG} is of a {config.get('model_type')!r}; "
             f"expected siglip, siglip2, {SQUARE} or {NAFLEX}"
         )
-    grid = "image_size" if kind == SQUARE else "num_patches"
-    sizes = {name: vision.get(name, _DEFAULTS[name]) for name in (*_SIZES, grid)}
-    sizes |= {
-        name: vision.get(name, _DEFAULTS.get(name)) for name in _MORE if vision.get(name, _DEFAULTS.get(name))
-    }
-    seen: dict[str, Any] = {
-        "mean": preprocessor.get("image_mean", (0.5, 0.5, 0.5)),
-        "std": preprocessor.get("image_std", (0.5, 0.5, 0.5)),
-        "resample": _RESAMPLE.get(preprocessor.get("resample", 2), "bilinear"),
-    }
-    if kind == SQUARE:
-        return EncoderConfig(kind, sizes, image_size=sizes["image_size"], **seen)
-    return EncoderConfig(kind, sizes, max_patches=sizes["num_patches"], **seen)
+    square = kind == SQUARE
+    grid = "image_size" if square else "num_patches"
+    # transformers leaves out what equals its own default
+    default = transformers.SiglipVisionConfig() if square else transformers.Siglip2VisionConfig()
+    sizes = {name: vision.get(name, getattr(default, name)) for name in (*_SIZES, grid)}
+    return EncoderConfig(
+        kind,
+        sizes,
+        mean=preprocessor.get("image_mean", (0.5, 0.5, 0.5)),
+        std=preprocessor.get("image_std", (0.5, 0.5, 0.5)),
+        resample=_RESAMPLE.get(preprocessor.get("resample", 0), "bicubic" if square else "bilinear"),
+        **{"image_size" if square else "max_patches": sizes[grid]},
+    )

@@ -1,7 +1,8 @@
 """Which references predict a LoRA, and which targets it is trained on (paper, section 3.3).
 
-References and targets share the style and never the content, and the prompt tells the target's content. A batch is
-drawn whole from the seed and the step, then dealt to the devices: it does not depend on how many there are.
+References and targets share the style and never the content (but where an ablation asks for it), and the prompt tells
+the target's content. A batch is drawn whole from the seed and the step, then dealt to the devices: it does not depend
+on how many there are.
 """
 
 from __future__ import annotations
@@ -59,16 +60,17 @@ def _pair(
     """(references, targets, gray)"""
     n = 1 if rng.uniform() < table.single else int(rng.integers(1, table.most_references + 1))
     order = rng.permutation(styles.members[int(rng.integers(len(styles.members)))])
-    if rng.uniform() < table.gray:  # so that gray pictures come to mean: no style in particular
+    gray, same = rng.uniform() < table.gray, rng.uniform() < table.same_content
+    if gray:  # so that gray pictures come to mean: no style in particular
         members = [styles.members[int(i)] for i in rng.integers(len(styles.members), size=table.targets)]
         return [0] * n, [int(rng.choice(found)) for found in members], True
     content = {int(i): styles.data.pictures[int(i)].content for i in order}
     every = set(content.values())
     references: list[int] = []
     shown: set[str] = set()
-    for i in map(int, order):  # at least one content is left for the targets
+    for i in content:  # at least one content is left for the targets
         if len(references) < n and (shown | {content[i]}) != every:
             references.append(i)
             shown.add(content[i])
-    rest = [int(i) for i in order if content[int(i)] not in shown]
-    return references, [int(i) for i in np.resize(rest, table.targets)], False
+    possible = [i for i in content if (content[i] in shown) == same]
+    return references, [int(i) for i in np.resize(possible, table.targets)], False

@@ -59,7 +59,7 @@ class TinyOpener:
     def coder(self, table: BaseTable, device: torch.device) -> TinyWorld:
         if self._made is None:
             folder = Path(table.weights) if table.weights else WEIGHTS
-            self._made = TinyWorld(folder, device, table.checkpointing)
+            self._made = TinyWorld(folder, device, table.checkpointing, table.compile)
         return self._made
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,14 +18,16 @@ from ...checks import listed
 from ...encoders import VisionEncoder
 from ...errors import I2LError
 from ...predictors.query import QueryPredictor
+from ..average import Average
+from ..journal import Journal
+from ..optimiser import Optimiser
+from ..run import Plan
 from .base import Base, Coder
 from .checkpoints import Checkpoints
-from .config import RunTable, TrainConfig
-from .feed import Batch, Deal, MicroBatches, read, to_device
-from .journal import Journal
+from .config import OptimiserTable, RunTable, TrainConfig
+from .feed import Batch, Deal, MicroBatches, Raw, read, to_device
 from .material import Material
 from .objective import Objective
-from .optimisation import Average, Optimisation
 from .pairing import Pair, draw
 from .pictures import Styles
 from .sheet import draw_sheet
@@ -62,7 +64,7 @@ class Training:
         objective = Objective(predictor, encoder, base, config.encoder.batch)
         self._objective = _spread(accelerator, objective, config.run)
         self._params = params = dict(objective.predictor.named_parameters())
-        self._optimiser = Optimisation(params, config.optimiser, config.plan)
+        self._optimiser = optimiser(params, config.optimiser, config.plan)
         self._average = Average(params, config.plan.average)
         self._state = {
             "predictor": params,
@@ -87,15 +89,14 @@ class Training:
         ).from_step(self.step, steps, config.data.workers)
         with contextlib.closing(journal) if journal else contextlib.nullcontext():
             while self.step < steps:
-                loss, gradient, rate = self._update(feed)
+                loss, figures = self._update(feed)
                 self.step += 1
-                figures = {}
                 if self._due(config.run.measure_every) and self._unseen is not None:
-                    figures = self._measure(self._unseen)
+                    figures |= self._measure(self._unseen)
                 if torch.cuda.is_available():
                     figures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
                 if journal:
-                    journal.row(self.step, loss, rate, gradient, figures)
+                    journal.row(self.step, loss, figures)
                 if self._due(config.run.sheet_every):
                     self._sheet()
                 if self._due(config.plan.save_every):
@@ -104,8 +105,8 @@ class Training:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self._config.plan.steps)
 
-    def _update(self, feed: Iterator) -> tuple[float, float, float]:
-        """(loss over all devices, norm of the gradient, learning rate) of one step."""
+    def _update(self, feed: Iterator[Raw]) -> tuple[float, dict[str, float]]:
+        """One step: its loss over all devices; the learning rate, and the gradient's norm before it was clipped."""
         rounds, tried, own = self._deal.rounds, [], torch.zeros((), device=self._accelerator.device)
         for turn in range(rounds):
             raw = next(feed)
@@ -120,9 +121,9 @@ class Training:
         if not (math.isfinite(loss) and math.isfinite(gradient)):
             self._abort(loss, gradient, tried)
         self._check_gradients()
-        rate = self._optimiser.step(self.step)
+        rate = self._optimiser.step(self._config.plan.factor(self.step))
         self._average.update(self.step)
-        return loss, gradient, rate
+        return loss, {"rate": rate, "gradient": round(gradient, 5)}
 
     def _loss(self, batch: Batch, bare: bool = False) -> Tensor:
         with self._accelerator.autocast():
@@ -231,6 +232,14 @@ class Training:
                 layers,
             )
         self._accelerator.wait_for_everyone()
+
+
+def optimiser(params: Mapping[str, nn.Parameter], table: OptimiserTable, plan: Plan) -> Optimiser:
+    """Muon, where it is asked for, takes the matrices inside blocks."""
+    matrices = [
+        k for k, p in params.items() if table.kind == "muon" and p.ndim == 2 and k.startswith("blocks.")
+    ]
+    return Optimiser(params, matrices, plan.lr, plan.weight_decay, table.beta, table.clip)
 
 
 def _spread(accelerator: Any, objective: Objective, config: RunTable) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a run says of itself: log.csv, a progress line, and TensorBoard where it is installed and asked for."""
+"""What a training says of itself: log.csv, a progress bar, and TensorBoard where that is asked for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import I2LError
+from ..errors import I2LError
 
-COLUMNS = ("step", "loss", "rate", "gradient", "seconds", "figures")
+COLUMNS = ("step", "loss", "seconds", "figures")
 
 _SHOW_EVERY = 5  # seconds
 
@@ -22,7 +22,7 @@ _SHOW_EVERY = 5  # seconds
 class Journal:
     """Rows of a run's folder. What stands there of steps after `step` is dropped: a resumed run writes it again."""
 
-    def __init__(self, folder: Path, step: int, steps: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, step: int, steps: int, tensorboard: bool = False) -> None:
         self._path = folder / "log.csv"
         self._steps, self._first, self._started, self._shown = steps, step, time.time(), 0.0
         self._board = _board(folder, step) if tensorboard else None
@@ -31,25 +31,21 @@ class Journal:
         except OSError as error:
             raise I2LError(f"cannot write {self._path}: {error}") from error
 
-    def row(self, step: int, loss: float, rate: float, gradient: float, figures: Mapping[str, Any]) -> None:
-        """`step`: how many are done. Raises I2LError when the disk refuses."""
+    def row(self, step: int, loss: float, figures: Mapping[str, float]) -> None:
+        """`step`: how many are done; `seconds` in the file count from the last start. Raises I2LError."""
         seconds = time.time() - self._started
-        text = json.dumps(figures) if figures else ""
-        values = [step, f"{loss:.6f}", f"{rate:.3e}", f"{gradient:.4f}", f"{seconds:.1f}", text]
+        values = [step, round(loss, 6), round(seconds, 1), json.dumps(figures) if figures else ""]
         try:
             with self._path.open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow(values)
         except OSError as error:
             raise I2LError(f"cannot write {self._path}: {error}; make room and start again") from error
         if self._board is not None:
-            for name, value in {"loss": loss, "rate": rate, "gradient": gradient, **figures}.items():
+            for name, value in {"loss": loss, **figures}.items():
                 self._board.add_scalar(name, value, step)
         if time.time() - self._shown > _SHOW_EVERY or step == self._steps:
             self._shown = time.time()
             self._show(step, loss, seconds / (step - self._first))
-
-    def say(self, line: str) -> None:
-        sys.stderr.write(f"\n{line}\n")
 
     def close(self) -> None:
         if self._board is not None:
@@ -85,4 +81,4 @@ def _board(folder: Path, step: int) -> Any:
             "[run] tensorboard = true, but TensorBoard is not installed: pip install tensorboard, or set it to false; "
             "log.csv is written in any case"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
