@@ -218,8 +218,8 @@ def flux2_tables(folder, run, **changes):
     }  # fmt: skip
     config["predictor"] |= {"layers": ["double_blocks.*", "single_blocks.*"]}
     config["pairing"] |= {"targets": 1, "empty_prompts": 0.0, "gray": 0.0}
-    config["plan"] |= {"steps": 8, "batch": 2, "save_every": 8, "lr": 0.03}
-    config["run"] |= {"micro_batch": 2, "measure_every": 8}
+    config["plan"] |= {"steps": 12, "batch": 2, "save_every": 12, "lr": 0.03}
+    config["run"] |= {"micro_batch": 2, "measure_every": 12}
     return config
 
 
