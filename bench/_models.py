@@ -42,6 +42,8 @@ _Z_IMAGE_6B = {
     "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }  # fmt: skip
 
+_HIDREAM_O1 = {"image_model": "hidream_o1"}  # the sizes are the host's own
+
 _TINY = BackboneConfig()
 
 SIZES = {
@@ -51,6 +53,7 @@ SIZES = {
     ),
     "flux2-4b": Size("Flux2", _flux2(3072, 5, 20, 7680), (128, 64, 64), 512, 7680),
     "z-image-6b": Size("ZImage", _Z_IMAGE_6B, (16, 128, 128), 128, 2560),
+    "hidream-o1-8b": Size("HiDreamO1", _HIDREAM_O1, (3, 2048, 2048), 64, 1),
 }
 
 

@@ -8,14 +8,15 @@ concatenated along their rank, with their strengths in B; groups of lower rank a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import I2LError
-from .lora import LowRank
+from .lora import LowRank, Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,3 +91,26 @@ def stack(
             owners += [number] * layer.rank
         owner.append(tuple(owners + [-1] * (rank - len(owners))))
     return RowProducts(down, up, tuple(owner))
+
+
+def from_pairs(
+    layers: Mapping[Target, tuple[Tensor, Tensor]], widths: Mapping[str, int]
+) -> dict[str, RowProducts]:
+    """LoRAs of G groups, batched as a predictor gives them, by weight; differentiable.
+
+    `layers`: target -> (down (G, k, d_in), up (G, d_out, k)). Layers on rows of one weight become one product, with
+    zeros in B beside their rows, as `lora.fuse_rows` does. `widths`: weight -> d_out of the whole weight.
+    """
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for target, (down, up) in layers.items():
+        if target.rows is not None:
+            start, length = target.rows
+            below = widths[target.weight] - start - length
+            up = F.pad(up, (0, 0, start, below))  # (G, d_out of the weight, k)
+        parts.setdefault(target.weight, []).append((down, up))
+    products = {}
+    for weight, pairs in parts.items():
+        down = torch.cat([down for down, _ in pairs], dim=1).mT  # (G, d_in, K)
+        up = torch.cat([up for _, up in pairs], dim=2).mT  # (G, K, d_out)
+        products[weight] = RowProducts(down, up, ((0,) * up.shape[1],) * up.shape[0])
+    return products

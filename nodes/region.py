@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.curve import Curve
 from ..i2l_core.host.regions import add_region
+from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
 
@@ -30,6 +31,7 @@ class StyleRegion(io.ComfyNode):
                 "regional prompt",
                 "i2l",
             ],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input("model", tooltip="The base model, or the model of the region before."),
                 io.Conditioning.Input(
@@ -78,4 +80,4 @@ class StyleRegion(io.ComfyNode):
         window = start_percent, end_percent, Curve.parse(curve)
         styled, regions = add_region(model, positive, lora, mask, strength, *window, prompt)
         text = f"{float(mask.clamp(0, 1).mean()):.0%} of the picture; {len(regions)} positive predictions per step"
-        return io.NodeOutput(styled, regions, ui=ui.PreviewText(text))
+        return io.NodeOutput(styled, regions, ui=Report(text))

@@ -105,6 +105,8 @@ def test_at_cfg_1_the_style_acts_alone_and_the_node_says_so(world, loras, conds)
     node = guider_node(world, loras, conds, 1.0)
     assert "no negative side" in str(node.ui.as_dict())
     assert "no negative side" not in str(guider_node(world, loras, conds, 4.0).ui.as_dict())
+    (card,) = node.ui.as_dict()["i2l_card"]
+    assert [warning["id"] for warning in card["warnings"]] == ["cfg_1"]
     merged = apply_node(world, loras[0])[0]
     torch.testing.assert_close(custom(node[0]), ksampler(merged, conds, 1.0), rtol=1e-4, atol=1e-4)
 
@@ -129,6 +131,12 @@ def test_the_node_says_where_the_layers_are(world, loras):
     assert "positive: " in text
     assert "negative: " in text
     assert "13 of 13 LoRA layers" in text
+    (card,) = cfg_node(world, loras).ui.as_dict()["i2l_card"]
+    assert [(entry["side"], entry["role"], entry["landed"]) for entry in card["loras"]] == [
+        ("positive", "style", 13),
+        ("negative", "neutral", 13),
+    ]
+    assert not card["warnings"]
 
 
 def test_live_mode_equals_merged(world, loras, conds):

@@ -1,10 +1,8 @@
 """Training: the optimiser, exact resume, the flow's conventions, and the pairing of references and targets."""
 
 import csv
-from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,13 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig, LoRALinear
-from i2l.i2l_core.demo.content import contents
-from i2l.i2l_core.demo.pool import Pool
 from i2l.i2l_core.demo.sampler import Sampling, sample, shifted
-from i2l.i2l_core.demo.style import sample_style
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l.i2l_core.train.optimiser import Muon, orthogonalise
-from i2l.i2l_core.train.predictor import Pairing, draw_batch
 from i2l.i2l_core.train.run import Plan, Run
 
 TINY = BackboneConfig(n_layers=2)
@@ -183,29 +177,3 @@ def test_backbone_with_lora_equals_backbone_with_patched_weights():
         patched = net(x, sigma, text)
     torch.testing.assert_close(live, patched, atol=1e-4, rtol=1e-4)
     assert (live - plain).abs().max() > 0.01
-
-
-def test_references_and_targets_share_the_style_and_never_the_content():
-    rng = np.random.default_rng(0)
-    styles = 6
-    world: Any = SimpleNamespace()
-    world.pool = Pool(
-        np.zeros((styles, 8, 1, 1, 3), np.uint8),
-        np.zeros((styles, 8, 1, 1), np.uint8),
-        tuple(sample_style(rng, False) for _ in range(styles)),
-        tuple(tuple(contents(False)[s * 8 + r] for r in range(8)) for s in range(styles)),
-    )
-    marks = torch.arange(styles * 8).view(styles, 8)  # each picture marks its latents and tokens
-    world.latents = marks[..., None, None, None].expand(-1, -1, 16, 2, 2).half()
-    world.tokens = marks[..., None, None].expand(-1, -1, 3, 5).half()
-    world.gray = torch.full((3, 5), -1.0)
-    for step in range(20):
-        generator = torch.Generator().manual_seed(step)
-        batch = draw_batch(world, 4, Pairing(targets=6, gray=0.0), np.random.default_rng(step), generator)
-        clean = (batch.x - batch.sigma.view(-1, 1, 1, 1) * batch.target)[:, 0, 0, 0].round().long().view(4, 6)
-        seen = batch.tokens[:, :, 0].long()
-        for references, targets in zip(seen, clean, strict=True):
-            assert len({int(m) // 8 for m in (*references, *targets)}) == 1
-            assert not set(references.tolist()) & set(targets.tolist())
-    gray = draw_batch(world, 4, Pairing(targets=6, gray=0.8), np.random.default_rng(1), torch.Generator())
-    assert (gray.tokens == -1).flatten(1).all(1).any()

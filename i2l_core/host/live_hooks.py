@@ -61,8 +61,13 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def now(self) -> Acting | None:
+        """What the hooks are told to do at this moment."""
+        return self._acting
+
     @contextlib.contextmanager
-    def acting(self, acting: Acting) -> Iterator[None]:
+    def acting(self, acting: Acting | None) -> Iterator[None]:
         outer, self._acting = self._acting, acting
         try:
             yield

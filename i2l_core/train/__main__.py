@@ -1,7 +1,8 @@
 """`python -m i2l_core.train STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
 
-Stages in order: pool, vision, judge, backbone, decoder, predictor. Each resumes from `.runs/STAGE`, writes its
-losses to `.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights`.
+Stages in order: pool, vision, judge, backbone, decoder. Each resumes from `.runs/STAGE`, writes its losses to
+`.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights` (vision: into its run's
+folder). The predictor is trained as any other: `python -m i2l_core train i2l_core/train/configs/tiny-world.toml`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import torch
 
 from ..demo import files
 from ..demo.backbone import BackboneConfig
-from ..encoders import VisionEncoder
-from ..predictors.checkpoint import load_predictor, save_predictor
-from . import backbone, data, decoder, predictor, vision
+from . import backbone, data, decoder, vision
 from .run import Plan
+from .tool.encoder import save_encoder
 
 RUNS = Path(".runs")
 
@@ -29,9 +29,6 @@ class Preset:
 
     backbone: BackboneConfig
     plans: dict[str, Plan]
-    hidden: int  # of the predictor
-    blocks: int
-    rank: int
 
 
 PRESETS = {
@@ -39,25 +36,21 @@ PRESETS = {
         BackboneConfig(),
         {
             "vision": Plan(steps=600, batch=64, lr=2e-3, seed=21),
-            "judge": Plan(steps=700, batch=64, lr=2e-3, seed=31),
+            "judge": Plan(steps=700, batch=64, lr=2e-3, seed=31, weight_decay=0.0),
             "backbone": Plan(steps=1600, batch=64, lr=4e-3, seed=11),
-            "decoder": Plan(steps=700, batch=12, lr=1.5e-3, seed=41, save_every=100),
-            "predictor": Plan(steps=1200, batch=8, lr=1e-3, seed=51, warmup=50, average=0.99, save_every=100),
+            "decoder": Plan(steps=700, batch=12, lr=1.5e-3, seed=41, weight_decay=0.0, save_every=100),
         },
-        hidden=256, blocks=3, rank=4,
     ),
     "gpu": Preset(
         BackboneConfig(),
         {
             "vision": Plan(steps=4000, batch=256, lr=2e-3, seed=21),
-            "judge": Plan(steps=6000, batch=256, lr=2e-3, seed=31),
+            "judge": Plan(steps=6000, batch=256, lr=2e-3, seed=31, weight_decay=0.0),
             "backbone": Plan(steps=40000, batch=256, lr=2e-3, seed=11, average=0.9995),
-            "decoder": Plan(steps=20000, batch=64, lr=1.5e-3, seed=41),
-            "predictor": Plan(steps=20000, batch=32, lr=1e-3, seed=51, average=0.998),
+            "decoder": Plan(steps=20000, batch=64, lr=1.5e-3, seed=41, weight_decay=0.0),
         },
-        hidden=256, blocks=4, rank=8,
     ),
-}  # fmt: skip
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--from-shipped",
         action="store_true",
-        help="a new run goes on from the weights in the pack (not vision and judge: they take minutes)",
+        help="a new run goes on from the weights in the pack (backbone and decoder; the others take minutes)",
     )
     parser.add_argument(
         "--no-compile",
@@ -91,7 +84,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _vision(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
-    vision.train_encoder(RUNS / "vision", plan)
+    run, encoder = vision.train_encoder(RUNS / "vision", plan)
+    if options.export:
+        run.load_average()
+        _report(save_encoder(run.folder / "encoder", encoder))
 
 
 def _judge(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
@@ -119,43 +115,6 @@ def _decoder(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
         _report(files.save_vae(files.WEIGHTS, basis, net))
 
 
-def _predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
-    net, text = files.load_backbone()
-    shipped = load_predictor(files.WEIGHTS / files.PREDICTOR) if options.from_shipped else None
-    encoder = shipped.encoder.float() if shipped else _trained_encoder(preset)
-    config = predictor.predictor_config(
-        net.config, encoder.config.token_dim, preset.hidden, preset.blocks, preset.rank
-    )
-    run, hyper = predictor.train(
-        RUNS / "predictor",
-        plan,
-        predictor.Pairing(),
-        net,
-        text,
-        encoder,
-        config,
-        backbone.pool_basis(),
-        not options.no_compile,
-        shipped.predictor if shipped else None,
-    )
-    if options.export:
-        run.load_average()
-        path = files.WEIGHTS / files.PREDICTOR
-        about = {"title": "tiny world", "steps": str(run.step)}
-        save_predictor(
-            path, hyper.bfloat16(), encoder.bfloat16(), {"base_model": {"id": "i2l-tiny"}, "about": about}
-        )
-        load_predictor(path)
-        _report(path)
-
-
-def _trained_encoder(preset: Preset) -> VisionEncoder:
-    """The encoder of stage `vision`, rebuilt from its finished run."""
-    run, encoder = vision.train_encoder(RUNS / "vision", preset.plans["vision"])
-    run.load_average()
-    return encoder.requires_grad_(False).eval()
-
-
 def _report(path: Path) -> None:
     sys.stderr.write(f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
 
@@ -165,7 +124,6 @@ _STAGES = {
     "judge": _judge,
     "backbone": _backbone,
     "decoder": _decoder,
-    "predictor": _predictor,
 }
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ and batches matrices of equal shape.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero that still stays near one
 _ITERATIONS = 5
@@ -66,41 +67,59 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update.view_as(p), alpha=-group["lr"] * scale)
 
 
-class Pair:
-    """Both optimisers as one: `step`, `zero_grad`, a common learning-rate factor, a flat dict of state tensors."""
+class Optimiser:
+    """Muon for the matrices that are named, AdamW for the rest, as one.
+
+    Its state is there from the beginning, all zeros, so that a checkpoint can be read into it. With Muon only its
+    matrices decay, without it everything does.
+    """
 
     def __init__(
-        self, matrices: Mapping[str, Tensor], others: Mapping[str, Tensor], lr: float, weight_decay: float
+        self,
+        params: Mapping[str, nn.Parameter],
+        matrices: Collection[str],
+        lr: float,
+        weight_decay: float,
+        beta: float = 0.98,
+        clip: float = 1.0,
     ) -> None:
-        self._names = [*matrices, *others]
-        self._params = [*matrices.values(), *others.values()]
-        self._lr = lr
+        """`beta`: of AdamW's second moment that is kept; `clip`: largest norm of the gradient."""
+        self._params, self._lr, self._clip = params, lr, clip
         self._parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            self._parts.append(Muon(matrices.values(), lr, weight_decay=weight_decay))
+        others = [p for name, p in params.items() if name not in matrices]
         if others:
-            self._parts.append(torch.optim.AdamW(others.values(), lr, betas=(0.9, 0.98), weight_decay=0.0))
+            decay = 0.0 if matrices else weight_decay
+            adam = torch.optim.AdamW(others, lr, betas=(0.9, beta), weight_decay=decay)
+            for p in others:
+                moments = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                adam.state[p] = {"step": torch.zeros(()), **moments}
+            self._parts.append(adam)
+        if matrices:
+            muon = Muon([params[name] for name in matrices], lr, weight_decay=weight_decay)
+            for name in matrices:
+                muon.state[params[name]] = {"momentum": torch.zeros_like(params[name])}
+            self._parts.append(muon)
 
-    def step(self, factor: float) -> None:
-        """One update at `factor` times the base learning rate. Gradients are clipped to norm 1 and then freed."""
-        torch.nn.utils.clip_grad_norm_(self._params, 1.0)
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, as "name of the parameter|name of the entry" -> tensor, to read and to write into."""
+        return {
+            f"{name}|{entry}": value
+            for name, p in self._params.items()
+            for part in self._parts
+            for entry, value in part.state.get(p, {}).items()
+        }
+
+    def clip(self) -> float:
+        """Clip the gradients together; their norm before."""
+        norm = nn.utils.clip_grad_norm_(list(self._params.values()), self._clip)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def step(self, factor: float) -> float:
+        """One update at `factor` times the base learning rate; the rate. Gradients are freed."""
+        rate = self._lr * factor
         for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = self._lr * factor
+                group["lr"] = rate
             part.step()
             part.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Tensor]:
-        tensors = {}
-        for name, p in zip(self._names, self._params, strict=True):
-            for part in self._parts:
-                for key, value in part.state.get(p, {}).items():
-                    tensors[f"{name}|{key}"] = torch.as_tensor(value)
-        return tensors
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        owner = {id(p): part for part in self._parts for group in part.param_groups for p in group["params"]}
-        params = dict(zip(self._names, self._params, strict=True))
-        for key, value in tensors.items():
-            name, entry = key.rsplit("|", 1)
-            owner[id(params[name])].state[params[name]][entry] = value.clone()
+        return rate

@@ -1,4 +1,4 @@
-"""One training run: a folder with a checkpoint that resumes exactly, a CSV of losses, a progress bar.
+"""One training run of a stage: a folder with a checkpoint that resumes exactly, and a log.
 
 Nothing random is kept between steps: a stage draws everything of step n from `Run.generator(n)`, so a resumed run
 continues as if it had never stopped.
@@ -6,11 +6,9 @@ continues as if it had never stopped.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .optimiser import Pair
+from .average import Average
+from .journal import Journal
+from .optimiser import Optimiser
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,17 @@ class Run:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.plan = folder, plan
-        self.params = {
+        params = {
             f"{m}.{k}": p for m, net in modules.items() for k, p in net.named_parameters() if p.requires_grad
         }
-        self.average = {k: p.detach().clone() for k, p in self.params.items()}
-        matrices = {k: p for k, p in self.params.items() if muon(k, p)}
-        others = {k: p for k, p in self.params.items() if k not in matrices}
-        self.optimiser = Pair(matrices, others, plan.lr, plan.weight_decay)
+        matrices = [name for name, p in params.items() if muon(name, p)]
+        self._average = Average(params, plan.average)
+        self._optimiser = Optimiser(params, matrices, plan.lr, plan.weight_decay)
+        self._state = {
+            "model": params,
+            "average": self._average.tensors,
+            "optimiser": self._optimiser.tensors(),
+        }
         self.step = 0
         if self._checkpoint.exists():
             self._resume()
@@ -87,84 +91,48 @@ class Run:
         Raises:
             FloatingPointError: a loss is not finite; the checkpoint of the last good step stays.
         """
-        started, shown, first = time.time(), 0.0, self.step
-        while self.step < self.plan.steps:
-            value = loss(self.step)
-            value.backward()
-            figure = float(value.detach())
-            if not np.isfinite(figure):
-                raise FloatingPointError(f"loss {figure} at step {self.step}; resume from {self._checkpoint}")
-            self.optimiser.step(self.plan.factor(self.step))
-            torch._foreach_lerp_(
-                list(self.average.values()),
-                [p.detach() for p in self.params.values()],
-                1 - min(self.plan.average, (self.step + 1) / (self.step + 10)),
-            )
-            self.step += 1
-            row = {"step": self.step, "loss": round(figure, 6), "seconds": round(time.time() - started, 1)}
-            for every, measure in watch:
-                if self.step % every == 0 or self.step == self.plan.steps:
-                    row |= measure(self.step)
-            self._log(row)
-            if time.time() - shown > 5:
-                shown = time.time()
-                self._show(figure, (time.time() - started) / (self.step - first))
-            if self.step % self.plan.save_every == 0 or self.step == self.plan.steps:
-                self.save()
-        sys.stderr.write("\n")
+        with contextlib.closing(Journal(self.folder, self.step, self.plan.steps)) as journal:
+            while self.step < self.plan.steps:
+                value = loss(self.step)
+                value.backward()
+                figure = float(value.detach())
+                if not np.isfinite(figure):
+                    raise FloatingPointError(
+                        f"loss {figure} at step {self.step}; resume from {self._checkpoint}"
+                    )
+                self._optimiser.clip()
+                self._optimiser.step(self.plan.factor(self.step))
+                self._average.update(self.step)
+                self.step += 1
+                figures = {}
+                for every, measure in watch:
+                    if self.step % every == 0 or self.step == self.plan.steps:
+                        figures |= measure(self.step)
+                journal.row(self.step, figure, figures)
+                if self.step % self.plan.save_every == 0 or self.step == self.plan.steps:
+                    self.save()
 
     def save(self) -> None:
-        tensors = {f"model/{k}": p.detach() for k, p in self.params.items()}
-        tensors |= {f"average/{k}": p for k, p in self.average.items()}
-        tensors |= {f"optimiser/{k}": v for k, v in self.optimiser.state().items()}
+        tensors = {
+            f"{part}/{k}": v.detach().contiguous() for part, of in self._state.items() for k, v in of.items()
+        }
         partial = self._checkpoint.with_suffix(".partial")
-        save_file(
-            {k: v.contiguous() for k, v in tensors.items()},
-            partial,
-            {"step": str(self.step), "plan": json.dumps(asdict(self.plan))},
-        )
+        save_file(tensors, partial, {"step": str(self.step), "plan": json.dumps(asdict(self.plan))})
         os.replace(partial, self._checkpoint)
 
     def load_average(self) -> None:
         """Put the averaged weights into the modules, for export."""
-        with torch.no_grad():
-            for key, p in self.params.items():
-                p.copy_(self.average[key])
+        self._average.swap()
 
     def _resume(self) -> None:
         with safe_open(self._checkpoint, "pt") as file, torch.no_grad():
             keys = set(file.keys())
-            missing = [k for k in self.params if f"model/{k}" not in keys]
+            missing = [k for part, of in self._state.items() for k in of if f"{part}/{k}" not in keys]
             if missing:
                 raise ValueError(
                     f"{self._checkpoint} is of another configuration: it lacks {', '.join(missing[:5])}"
                 )
-            for key, p in self.params.items():
-                p.copy_(file.get_tensor(f"model/{key}"))
-                self.average[key].copy_(file.get_tensor(f"average/{key}"))
-            prefix = "optimiser/"
-            self.optimiser.load_state(
-                {k[len(prefix) :]: file.get_tensor(k) for k in keys if k.startswith(prefix)}
-            )
+            for part, of in self._state.items():
+                for key, tensor in of.items():
+                    tensor.copy_(file.get_tensor(f"{part}/{key}"))
             self.step = int(file.metadata()["step"])
-
-    def _log(self, row: dict) -> None:
-        path = self.folder / "log.csv"
-        fresh = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["step", "loss", "seconds", "figures"])
-            figures = {k: v for k, v in row.items() if k not in ("step", "loss", "seconds")}
-            writer.writerow(
-                [row["step"], row["loss"], row["seconds"], json.dumps(figures) if figures else ""]
-            )
-
-    def _show(self, loss: float, pace: float) -> None:
-        done = self.step / self.plan.steps
-        bar = "#" * round(30 * done)
-        left = pace * (self.plan.steps - self.step) / 60
-        sys.stderr.write(
-            f"\r[{bar:<30}] {self.step}/{self.plan.steps}  loss {loss:.4f}  {pace:.2f} s/step  {left:.0f} min left "
-        )
-        sys.stderr.flush()

@@ -1,0 +1,162 @@
+"""What training needs of a frozen base model, and the tiny world's own backbone as one.
+
+Everything is in the host's terms (train/flow.py): x = (1 - sigma) latent + sigma noise, the model gives noise - latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...checks import listed
+from ...demo import files
+from ...demo.autoencoder import PATCH
+from ...demo.backbone import Backbone, BackboneConfig
+from ...demo.prompts import TOKENS, tokenise, unknown_words, words_of
+from ...demo.sampler import shifted
+from ...errors import I2LError
+from ...lora import Target
+from ...predictors.query import LayerSpec
+from .blocks import checkpoint_blocks
+from .pictures import Texts
+
+Layers = Mapping[Target, tuple[Tensor, Tensor]]
+"""Target -> (down (S, k, d_in), up (S, d_out, k)): the LoRAs of S equal groups of consecutive rows."""
+
+
+class Coder(Protocol):
+    """What turns pictures and prompts into what the base model takes. Frozen, and used without gradients."""
+
+    def check_prompt(self, prompt: str, name: str) -> None:
+        """Raise I2LError naming the picture when the model cannot read a prompt of the data set."""
+        ...
+
+    def texts(self, prompts: Sequence[str]) -> list[Texts]: ...
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, H, W, 3) floats 0..1 -> latents (B, C, h, w), as the host's VAE Encode gives them."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The way back, values within 0..1."""
+        ...
+
+    def release(self) -> None:
+        """Free what only `texts` and `encode` need."""
+        ...
+
+
+class Base(Protocol):
+    """A frozen, differentiable diffusion model on one device."""
+
+    id: str  # as predictor files name it
+    layers: tuple[LayerSpec, ...]  # every layer that can be adapted
+    noise_scale: float  # standard deviation of pure noise
+
+    def sigmas(self, u: Tensor) -> Tensor:
+        """Uniform 0..1 (N,) -> noise levels (N,), by the model's own time shift."""
+        ...
+
+    def process_in(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE -> latents of the model."""
+        ...
+
+    def process_out(self, latents: Tensor) -> Tensor: ...
+
+    def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
+        """Noise - latent, (B, C, h, w) float32, as the model with those LoRAs sees it; differentiable in them.
+
+        `x`: (B, C, h, w), `sigma`: (B,), `texts`: B of them, `layers`: B a multiple of S.
+        """
+        ...
+
+
+class TinyWorld:
+    """The tiny world's backbone and text encoder: a Base and a Coder, without ComfyUI."""
+
+    id = "i2l-tiny"
+    noise_scale = 1.0
+
+    def __init__(
+        self, folder: Path, device: torch.device, checkpointing: bool = False, compiled: bool = False
+    ) -> None:
+        backbone, text = files.load_backbone(folder)
+        self._backbone: Backbone = backbone.requires_grad_(False).to(device)
+        self._text = text.requires_grad_(False).to(device)
+        encoder, decoder = files.load_vae(folder)
+        self._weight, self._bias = (part.to(device) for part in _as_convolution(encoder))
+        self._decoder = decoder.to(device)
+        self._device = device
+        self.layers = adapted_layers(backbone.config)
+        if checkpointing:
+            checkpoint_blocks(self._backbone)
+        if compiled:
+            self._backbone.compile()
+
+    def sigmas(self, u: Tensor) -> Tensor:
+        return shifted(u)
+
+    def process_in(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def process_out(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
+        context = torch.stack([text["context"] for text in texts]).to(x)
+        pairs = {t.weight: (down.to(x), up.to(x)) for t, (down, up) in (layers or {}).items()}
+        return self._backbone(x, sigma, context, pairs)
+
+    def check_prompt(self, prompt: str, name: str) -> None:
+        if unknown := unknown_words(prompt):
+            raise I2LError(
+                f"{name}: the tiny world does not know {listed(unknown)}; use its words, or a base model of the host"
+            )
+        if len(words_of(prompt)) > TOKENS:
+            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the tiny world reads")
+
+    def release(self) -> None:
+        pass
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> list[Texts]:
+        ids = torch.tensor([tokenise(prompt) for prompt in prompts], device=self._device)
+        return [{"context": context} for context in self._text(ids)]
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        pictures = pictures.to(self._device).permute(0, 3, 1, 2)  # BHWC -> BCHW
+        return F.conv2d(pictures, self._weight, self._bias, stride=PATCH)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._decoder(latents).permute(0, 2, 3, 1).clamp(0, 1)  # BCHW -> BHWC
+
+
+def adapted_layers(config: BackboneConfig) -> tuple[LayerSpec, ...]:
+    """Every attention and feed-forward Linear of every block, qkv as the host keeps it: fused."""
+    shapes = {
+        "attention.qkv": (config.dim, 3 * config.dim),
+        "attention.out": (config.dim, config.dim),
+        "feed_forward.w1": (config.dim, config.ffn_dim),
+        "feed_forward.w2": (config.ffn_dim, config.dim),
+        "feed_forward.w3": (config.dim, config.ffn_dim),
+    }
+    blocks = [f"context_refiner.{i}" for i in range(config.n_refiner_layers)]
+    blocks += [f"noise_refiner.{i}" for i in range(config.n_refiner_layers)]
+    blocks += [f"layers.{i}" for i in range(config.n_layers)]
+    return tuple(LayerSpec(f"{block}.{name}", None, *shapes[name]) for block in blocks for name in shapes)
+
+
+@torch.no_grad()
+def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (C, 3, PATCH, PATCH) and bias (C,) of the tiny encoder: linear by construction, so one product does it."""
+    count = 3 * PATCH * PATCH
+    impulses = torch.cat([torch.zeros(1, count), torch.eye(count)]).view(-1, 3, PATCH, PATCH)
+    bias, found = encoder(impulses).flatten(1).split([1, count])
+    return (found - bias).T.reshape(-1, 3, PATCH, PATCH).contiguous(), bias[0]

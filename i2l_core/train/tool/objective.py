@@ -1,0 +1,70 @@
+"""The loss of the paper (eq. 6): references -> LoRA -> velocity of the frozen base model, against the true one.
+
+    L = E || v_{theta + G(R)}(x_t, t, c) - u_t ||^2
+
+One module around all of it, so that whatever spreads a module over devices sees one forward. Only the predictor's
+parameters are registered; base model and encoder are frozen and stay whole on each device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...encoders import VisionEncoder
+from ...predictors.query import QueryPredictor
+from .base import Base, Layers
+from .feed import Batch
+
+References = Sequence[Sequence[Tensor]]
+
+
+class Objective(nn.Module):
+    def __init__(self, predictor: QueryPredictor, encoder: VisionEncoder, base: Base, batch: int) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self._frozen = encoder, base  # a tuple hides modules from nn.Module
+        self._batch = batch  # pictures encoded at once
+
+    def forward(
+        self, batch: Batch | None = None, bare: bool = False, references: References | None = None
+    ) -> Tensor | Layers:
+        """The mean loss of a batch, a float32 number; `bare`: of the base model without a LoRA.
+
+        With `references` instead of a batch: the LoRAs that they predict.
+        """
+        if batch is None:
+            assert references is not None
+            return self._predict(references)
+        layers = None if bare else self._predict(batch.references)
+        _, base = self._frozen
+        with _as_it_is(batch.x.device):  # the base model runs as the host runs it
+            found = base.velocity(batch.x, batch.sigma, batch.texts, layers)
+            return (found.float() - batch.target).square().mean()
+
+    def _predict(self, references: References) -> Layers:
+        tokens, bias = self._tokens(references)
+        return self.predictor(tokens, bias).layers()
+
+    @torch.no_grad()
+    def _tokens(self, references: References) -> tuple[Tensor, Tensor | None]:
+        """Tokens (P, T, D) of each pair's pictures, and the bias (P, T) that leaves filling out, where there is any."""
+        encoder, _ = self._frozen
+        with _as_it_is(references[0][0].device):
+            each = iter(encoder.encode_each([picture for row in references for picture in row], self._batch))
+        rows = [torch.cat([next(each) for _ in row]).float() for row in references]
+        longest = max(len(row) for row in rows)
+        tokens = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+        bias = tokens.new_full((len(rows), longest), float("-inf"))
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)], bias[i, : len(row)] = row, 0
+        return tokens, bias if any(len(row) < longest for row in rows) else None
+
+
+def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Without mixed precision; the meta device, on which costs are counted, knows none."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -1,0 +1,126 @@
+"""What a data set is: pictures, each with its style, its prompt, and what it shows; and which styles can be drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...checks import listed
+from ...errors import I2LError
+
+Texts = Mapping[str, Tensor]  # what a base model takes for one prompt, by the host's names
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One row of a data set. Pictures of one style with equal `content` never stand on both sides of a pair."""
+
+    style: str
+    content: str
+    prompt: str
+    name: str  # where it is, for messages
+
+
+class DataSet(Protocol):
+    """Pictures in a fixed order, read at random and one at a time."""
+
+    @property
+    def pictures(self) -> Sequence[Picture]: ...
+
+    def open(self, index: int) -> Image.Image:
+        """The picture as RGB. Raises I2LError naming the row when it is broken or missing."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """Changes when the file of the picture does."""
+        ...
+
+    def latent(self, index: int) -> Tensor | None:
+        """(C, h, w) as the host's VAE Encode gives it, where the data set brings it."""
+        ...
+
+    def texts(self, index: int) -> Texts | None:
+        """The text embeddings of the picture's prompt, where the data set brings them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Styles:
+    """The styles of a data set that may be drawn: for each, the numbers of its pictures."""
+
+    data: DataSet
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise I2LError("the data set has no style that can be trained on")
+
+
+def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Styles, Styles | None, int]:
+    """(styles for training, styles for measuring or None, how many were dropped for having too few contents).
+
+    The share `unseen` is chosen by a hash of the name, so it stays when the data set grows. Raises I2LError
+    naming styles of less than two contents, unless `small_styles` is "drop".
+    """
+    members: dict[str, list[int]] = {}
+    for index, picture in enumerate(data.pictures):
+        members.setdefault(picture.style, []).append(index)
+    small = [s for s, found in members.items() if len({data.pictures[i].content for i in found}) < 2]
+    if small and small_styles != "drop":
+        raise I2LError(
+            f"{len(small)} of {len(members)} styles have less than two different contents, so references and "
+            f'target would show the same: {listed(small)}. Add pictures, or set [data] small_styles = "drop"'
+        )
+    for style in small:
+        del members[style]
+    measured = {s for s in members if zlib.crc32(s.encode()) % 10_000 < 10_000 * unseen}
+    sides = []
+    for keep in (lambda s: s not in measured, lambda s: s in measured):
+        chosen = {s: tuple(found) for s, found in members.items() if keep(s)}
+        sides.append((tuple(chosen), tuple(chosen.values())))
+    train = Styles(data, *sides[0])
+    return train, Styles(data, *sides[1]) if measured else None, len(small)
+
+
+def data_fingerprint(pictures: Sequence[Picture]) -> str:
+    """Changes when a row is added, removed, moved or edited."""
+    digest = hashlib.sha256()
+    for p in pictures:
+        digest.update(f"{p.style}\0{p.content}\0{p.prompt}\0{p.name}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_rgb(source: Callable[[], Image.Image], name: str) -> Image.Image:
+    """A decoded RGB picture, upright, alpha over white. Raises I2LError naming it when it cannot be decoded whole."""
+    try:
+        with source() as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I"):  # 16 bits of gray
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+            if picture.has_transparency_data:
+                over = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(over, picture.convert("RGBA"))
+            return picture.convert("RGB")
+    except Exception as error:  # decoders of hostile files raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise I2LError(
+            f"{name}: the picture is broken or missing ({reason}); repair or remove the row"
+        ) from error
+
+
+def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Scaled so that it covers (height, width), and cropped at its middle."""
+    scale = max(width / picture.width, height / picture.height)
+    if scale != 1:
+        size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))

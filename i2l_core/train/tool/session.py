@@ -1,0 +1,182 @@
+"""From a config to a finished training: open the data, make latents and embeddings, build, train, export."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ...checks import listed
+from ...demo.files import WEIGHTS
+from ...errors import I2LError
+from .base import Base, Coder, TinyWorld
+from .checkpoints import Checkpoints
+from .config import (
+    FOLDER,
+    GENERATOR,
+    HOST,
+    PIXEL_SPACE,
+    SHARDS,
+    BaseTable,
+    DataTable,
+    TrainConfig,
+    fingerprint,
+)
+from .encoder import load_encoder
+from .folder import open_folder
+from .generated import open_generated
+from .material import Material
+from .network import export, new_predictor, query_config
+from .pictures import DataSet, data_fingerprint, split_styles
+from .shards import open_shards
+from .store import Store
+from .training import Training
+
+PREDICTOR = "predictor.safetensors"
+
+
+class Opener(Protocol):
+    """How the base model of a config is opened. ComfyUI's is in `host/train_base.py`, and is handed in."""
+
+    def coder(self, table: BaseTable, device: torch.device) -> Coder: ...
+
+    def base(
+        self, table: BaseTable, device: torch.device, split_fused: bool
+    ) -> contextlib.AbstractContextManager[Base]: ...
+
+
+class TinyOpener:
+    """The tiny world needs nobody's help, and is its own coder."""
+
+    def __init__(self) -> None:
+        self._made: TinyWorld | None = None
+
+    def coder(self, table: BaseTable, device: torch.device) -> TinyWorld:
+        if self._made is None:
+            folder = Path(table.weights) if table.weights else WEIGHTS
+            self._made = TinyWorld(folder, device, table.checkpointing, table.compile)
+        return self._made
+
+    @contextlib.contextmanager
+    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[TinyWorld]:
+        yield self.coder(table, device)
+
+
+def train(config: TrainConfig, opener: Opener, accelerator: Any, only_prepare: bool = False) -> Path | None:
+    """Train to the last step, going on from the newest checkpoint; the predictor file, in the main process.
+
+    Raises I2LError naming what is wrong with config, data, base model, encoder or disk.
+    """
+    torch.set_flush_denormal(True)  # dying activations must not slow a CPU down
+    device, main = accelerator.device, accelerator.is_main_process
+    with accelerator.main_process_first():  # a generated pool is rendered once
+        data = open_data(config.data)
+    styles, unseen, dropped = split_styles(data, config.data.unseen, config.data.small_styles)
+    if main:
+        say(
+            f"{len(data.pictures)} pictures, {len(styles.names)} styles to train on, "
+            f"{len(unseen.names) if unseen else 0} unseen, {dropped} dropped"
+        )
+    coder = opener.coder(config.base, device)
+    for prompt, name in {picture.prompt: picture.name for picture in data.pictures}.items():
+        coder.check_prompt(prompt, name)
+    material = open_material(config, data)
+    if material.store is not None:
+        used = [i for side in (styles, unseen) if side for found in side.members for i in found]
+        shares = accelerator.process_index, accelerator.num_processes
+        material.prepare(coder, used, shares, _needs_empty(config), _progress if main else _silent)
+        coder.release()
+        accelerator.wait_for_everyone()
+    if only_prepare:
+        return None
+    encoder = load_encoder(config.encoder)
+    with opener.base(config.base, device, config.predictor.split_fused) as base:
+        query = query_config(config.predictor, base.layers, encoder.config.token_dim)
+        fixed = config.fixed() | {
+            "data rows": {"fingerprint": data_fingerprint(data.pictures)},
+            "network": {"base_model": base.id, **query.to_json()},
+        }
+        checkpoints = Checkpoints(config.folder / "checkpoints", _json(fixed), config.run.keep, main)
+        predictor = new_predictor(query, config.predictor.start, config.plan.seed)
+        if main:
+            parameters = sum(p.numel() for p in predictor.parameters())
+            say(
+                f"{base.id}: {len(query.layers)} adapted layers, a predictor of {parameters / 1e6:.1f} M parameters"
+            )
+            config.folder.mkdir(parents=True, exist_ok=True)
+        Training(
+            config, accelerator, base, coder, encoder, predictor, styles, unseen, material, checkpoints
+        ).run()
+    return export_newest(config) if main else None
+
+
+def open_data(table: DataTable) -> DataSet:
+    if table.kind == GENERATOR:
+        return open_generated(table)
+    return {FOLDER: open_folder, SHARDS: open_shards}[table.kind](table.path)
+
+
+def open_material(config: TrainConfig, data: DataSet) -> Material:
+    table = config.data
+    if config.base.kind != HOST:
+        return Material(data, table.height, table.width)
+    base = config.base
+    vae = fingerprint(Path(base.vae)) if base.vae not in ("", PIXEL_SPACE) else base.vae
+    text = " ".join([base.text_type, *(fingerprint(Path(file)) for file in base.text_encoders)])
+    store = Store(Path(table.cache) if table.cache else config.folder / "cache")
+    # pixels are larger than pictures, and made in no time
+    return Material(data, table.height, table.width, store, None if vae == PIXEL_SPACE else vae, text)
+
+
+def check_pictures(config: TrainConfig, most: int = 20) -> int:
+    """Decode every picture of the data set; how many there are. Raises I2LError naming up to `most` broken ones."""
+    data = open_data(config.data)
+    split_styles(data, config.data.unseen, config.data.small_styles)
+    broken = []
+    for index in range(len(data.pictures)):
+        try:
+            data.open(index)
+        except I2LError as error:
+            broken.append(str(error))
+        _progress("pictures", index + 1, len(data.pictures))
+    if broken:
+        raise I2LError(f"{len(broken)} of {len(data.pictures)} pictures are broken: {listed(broken, most)}")
+    return len(data.pictures)
+
+
+def export_newest(config: TrainConfig) -> Path:
+    """Write the averaged weights of the newest checkpoint as a predictor file into the run's folder."""
+    checkpoints = Checkpoints(config.folder / "checkpoints", {}, config.run.keep, True)
+    step, network, weights = checkpoints.read_average()
+    path = config.folder / PREDICTOR
+    export(path, network, weights, load_encoder(config.encoder), step)
+    return path
+
+
+def say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _needs_empty(config: TrainConfig) -> bool:
+    return config.pairing.empty_prompts > 0 or (config.run.sheet_every > 0 and config.run.sheet_cfg != 1)
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    sys.stderr.write(f"\r{what}: {done}/{total} ")
+    if done == total:
+        sys.stderr.write("\n")
+    sys.stderr.flush()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back: tuples become lists."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,75 @@
+"""Latents and text embeddings on disk, made once by the base model's own VAE and text encoder.
+
+One .safetensors file each, under a hash of all that it was made from, so nothing stale is ever found. What fits
+into 16 bits without loss, as the output of a 16 bit network does, is kept in 16 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...errors import I2LError
+
+TEXTS, LATENTS = "texts", "latents"
+
+
+class Store:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has(self, kind: str, *source: str) -> bool:
+        return self._path(kind, source).is_file()
+
+    def get(self, kind: str, *source: str) -> dict[str, Tensor] | None:
+        """What was put under this source, floats as float32; or None. Raises I2LError naming a damaged file."""
+        path = self._path(kind, source)
+        if not path.is_file():
+            return None
+        try:
+            return {n: t.float() if t.is_floating_point() else t for n, t in load_file(path).items()}
+        except (SafetensorError, OSError) as error:
+            raise I2LError(
+                f"{path} is damaged ({error}); delete it, it is made again at the next start"
+            ) from error
+
+    def put(self, tensors: Mapping[str, Tensor], kind: str, *source: str) -> None:
+        """Raises I2LError when a tensor is not finite or the disk refuses."""
+        bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        if bad:
+            raise I2LError(f"the {kind} of {source[-1][:120]!r} hold NaN or infinite values in {bad[0]}")
+        path = self._path(kind, source)
+        temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {name: _small(tensor.cpu()).contiguous() for name, tensor in tensors.items()}, temporary
+            )
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            raise I2LError(
+                f"cannot write the cache {self._folder}: {error}; check the folder and its space"
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):  # gone after success
+                temporary.unlink()
+
+    def _path(self, kind: str, source: tuple[str, ...]) -> Path:
+        key = hashlib.sha256("\0".join(source).encode()).hexdigest()
+        return self._folder / kind / key[:2] / f"{key}.safetensors"
+
+
+def _small(tensor: Tensor) -> Tensor:
+    for dtype in (torch.bfloat16, torch.float16):
+        if tensor.dtype == torch.float32 and torch.equal(tensor.to(dtype).float(), tensor):
+            return tensor.to(dtype)
+    return tensor
