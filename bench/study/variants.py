@@ -1,36 +1,39 @@
 """What the predictor is compared with, trained equally long on the same data: an adapter, and pairs of equal content.
 
-    python -m bench.study.variants adapter --steps 2000
-    python -m bench.study.variants same_content --steps 2000
+    python -m bench.study.variants [adapter] [same_content] [--steps N]
 
 The adapter has the predictor's transformer and looks at the same tokens, but writes further context tokens for the
-frozen backbone instead of a LoRA (IP-Adapter, FLUX Redux). With equal content the target is one of the references,
-which is what the paper's section 3.3 warns of. Weights go to `.runs/`, not into the pack.
+frozen backbone instead of a LoRA (IP-Adapter, FLUX Redux). With equal content the target shows what a reference
+shows, which the paper's section 3.3 warns of. Both are trained as `tiny-world.toml` says, into `.runs/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from i2l_core.demo import files
-from i2l_core.demo.backbone import Backbone
-from i2l_core.demo.text import WIDTH, TextEncoder
-from i2l_core.encoders import VisionEncoder
+from i2l_core.demo.files import PREDICTOR, WEIGHTS
+from i2l_core.demo.text import WIDTH
 from i2l_core.predictors.checkpoint import load_predictor
 from i2l_core.predictors.query import Block, QueryConfig, QueryPredictor
-from i2l_core.train import predictor as training
-from i2l_core.train.__main__ import PRESETS
-from i2l_core.train.backbone import pool_basis
-from i2l_core.train.data import train_pool
 from i2l_core.train.run import Run
+from i2l_core.train.tool.base import TinyWorld
+from i2l_core.train.tool.config import TrainConfig, load_config
+from i2l_core.train.tool.encoder import load_encoder
+from i2l_core.train.tool.feed import Deal, MicroBatches, to_device
+from i2l_core.train.tool.objective import reference_tokens
+from i2l_core.train.tool.pictures import split_styles
+from i2l_core.train.tool.session import TinyOpener, open_data, open_material, train
 
-RUNS = Path(".runs")
+CONFIG = Path("i2l_core/train/configs/tiny-world.toml")
+ADAPTER, SAME_CONTENT = Path(".runs/adapter"), Path(".runs/same-content")
 _TOKENS = 16  # that the adapter adds: as many as a prompt has
 _BLOCK = 64  # pictures encoded at once
 
@@ -46,95 +49,91 @@ class Adapter(nn.Module):
         self.blocks = nn.ModuleList(Block(config, nn, {}) for _ in range(config.blocks))
         self.out = nn.Sequential(nn.LayerNorm(config.hidden), nn.Linear(config.hidden, WIDTH))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`bias`: as `QueryPredictor.forward` takes it."""
         image = self.token_in(self.token_norm(tokens))
         x = torch.cat([self.queries.expand(len(image), -1, -1), image], 1)
+        mask = None if bias is None else F.pad(bias, (_TOKENS, 0))[:, None, None, :]
         for i, block in enumerate(self.blocks):
-            x = block(x, None, keep=_TOKENS if i + 1 == len(self.blocks) else None)
+            x = block(x, mask, keep=_TOKENS if i + 1 == len(self.blocks) else None)
         return self.out(x)
 
 
 @torch.no_grad()
 def tokens_of(references: Tensor) -> Tensor:
     """References (S, N, 3, H, W) in 0..1 -> what predictors look at, (S, N * T, D)."""
-    encoder = load_predictor(files.WEIGHTS / files.PREDICTOR).encoder.float().to(references.device)
+    encoder = load_predictor(WEIGHTS / PREDICTOR).encoder.float().to(references.device)
     parts = [encoder(part * 2 - 1) for part in references.flatten(0, 1).split(_BLOCK)]
     return torch.cat(parts).unflatten(0, references.shape[:2]).flatten(1, 2)
 
 
 def load_adapter(device: torch.device) -> Adapter | None:
     """The trained adapter, or None when it has not been trained."""
-    if not (RUNS / "adapter").exists():
+    if not ADAPTER.exists():
         return None
-    adapter = Adapter(_shipped()[1].config)
-    Run(RUNS / "adapter", _plan(None), {"adapter": adapter}, _is_matrix).load_average()
+    adapter = Adapter(_shipped())
+    _run(load_config(CONFIG), adapter).load_average()
     return adapter.eval().requires_grad_(False).to(device)
 
 
 def load_same_content(device: torch.device) -> QueryPredictor | None:
-    """The predictor of equal content, or None when it has not been trained."""
-    if not (RUNS / "same_content").exists():
-        return None
-    found = QueryPredictor(_shipped()[1].config)
-    Run(RUNS / "same_content", _plan(None), {"predictor": found}, _is_matrix).load_average()
-    return found.eval().requires_grad_(False).to(device)
+    """The predictor that was trained on pairs of equal content, or None when it has not been trained."""
+    path = SAME_CONTENT / PREDICTOR
+    return load_predictor(path).predictor.float().to(device) if path.exists() else None
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variant", choices=["adapter", "same_content", "predictor"])
-    parser.add_argument(
-        "--steps", type=int, help="as long as the predictor they are compared with was trained"
-    )
-    options = parser.parse_args()
+    parser.add_argument("variants", nargs="*", choices=["adapter", "same_content"])
+    parser.add_argument("--steps", type=int, help="otherwise as the config says")
+    options = parser.parse_args(arguments)
+    config = load_config(CONFIG)
+    if options.steps:
+        config = replace(config, plan=replace(config.plan, steps=options.steps))
+    if not options.variants or "same_content" in options.variants:
+        pairing = replace(config.pairing, same_content=1.0)
+        table = replace(config.run, folder=str(SAME_CONTENT))
+        train(replace(config, pairing=pairing, run=table), TinyOpener(), Accelerator())
+    if not options.variants or "adapter" in options.variants:
+        train_adapter(config)
+
+
+def train_adapter(config: TrainConfig) -> None:
+    """The loss, the data and the order of the data are those of the predictor."""
     torch.set_flush_denormal(True)
-    encoder, shipped = _shipped()
-    backbone, text = files.load_backbone()
-    plan = _plan(options.steps)
-    if options.variant == "adapter":
-        _train_adapter(backbone, text, encoder, shipped.config, options.steps)
-    else:
-        pairing = training.Pairing(same_content=options.variant == "same_content")
-        folder = RUNS / ("same_content" if pairing.same_content else "predictor_again")
-        training.train(folder, plan, pairing, backbone, text, encoder, shipped.config, pool_basis(), True)
-    sys.stderr.write("done\n")
-
-
-def _train_adapter(
-    backbone: Backbone, text: TextEncoder, encoder: VisionEncoder, config: QueryConfig, steps: int | None
-) -> None:
-    for frozen in (backbone, text, encoder):
-        frozen.requires_grad_(False).eval()
-    plan, pairing = _plan(steps), training.Pairing()
-    torch.manual_seed(plan.seed)
-    adapter = Adapter(config)
-    world = training.World(train_pool(), pool_basis(), encoder)
-    run = Run(RUNS / "adapter", plan, {"adapter": adapter}, _is_matrix)
-    step_loss = torch.compile(lambda x, s, c, v: (backbone(x, s, c) - v).square().mean())
+    torch.manual_seed(config.plan.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = open_data(config.data)
+    styles, _, _ = split_styles(data, config.data.unseen, config.data.small_styles)
+    world = TinyWorld(WEIGHTS, device, compiled=config.base.compile)
+    encoder = load_encoder(config.encoder).to(device)
+    adapter = Adapter(_shipped()).to(device)
+    run = _run(config, adapter)
+    deal = Deal(config.plan.batch, config.plan.batch, 0, 1)
+    feed = MicroBatches(styles, open_material(config, data), config.pairing, deal, config.plan.seed)
+    batches = feed.from_step(run.step, config.plan.steps, config.data.workers)
 
     def loss(step: int) -> Tensor:
-        rng, generator = run.generator(step)
-        batch = training.draw_batch(world, plan.batch, pairing, rng, generator)
-        more = adapter(batch.tokens).repeat_interleave(pairing.targets, 0)
-        return step_loss(batch.x, batch.sigma, torch.cat([text(batch.ids), more], 1), batch.target)
+        batch = to_device(next(batches), world, world, device)
+        more = adapter(*reference_tokens(encoder, batch.references, _BLOCK))
+        more = more.repeat_interleave(config.pairing.targets, 0)
+        texts = [
+            {"context": torch.cat([text["context"], tokens])}
+            for text, tokens in zip(batch.texts, more, strict=True)
+        ]
+        return (world.velocity(batch.x, batch.sigma, texts, None) - batch.target).square().mean()
 
     run.train(loss)
 
 
-def _shipped() -> tuple[VisionEncoder, QueryPredictor]:
-    loaded = load_predictor(files.WEIGHTS / files.PREDICTOR)
-    return loaded.encoder.float(), loaded.predictor.float()
+def _run(config: TrainConfig, adapter: Adapter) -> Run:
+    return Run(ADAPTER, config.plan, {"adapter": adapter}, lambda name, p: p.ndim == 2 and ".blocks." in name)
 
 
-def _plan(steps: int | None):
-    plan = PRESETS["cpu"].plans["predictor"]
-    return replace(plan, steps=steps) if steps else plan
-
-
-def _is_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 2 and ".blocks." in name
+def _shipped() -> QueryConfig:
+    return load_predictor(WEIGHTS / PREDICTOR).predictor.config
 
 
 if __name__ == "__main__":

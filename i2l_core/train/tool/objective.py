@@ -47,22 +47,27 @@ class Objective(nn.Module):
             return (found.float() - batch.target).square().mean()
 
     def _predict(self, references: References) -> Layers:
-        tokens, bias = self._tokens(references)
+        tokens, bias = reference_tokens(self._frozen[0], references, self._batch)
         return self.predictor(tokens, bias).layers()
 
-    @torch.no_grad()
-    def _tokens(self, references: References) -> tuple[Tensor, Tensor | None]:
-        """Tokens (P, T, D) of each pair's pictures, and the bias (P, T) that leaves filling out, where there is any."""
-        encoder, _ = self._frozen
-        with _as_it_is(references[0][0].device):
-            each = iter(encoder.encode_each([picture for row in references for picture in row], self._batch))
-        rows = [torch.cat([next(each) for _ in row]).float() for row in references]
-        longest = max(len(row) for row in rows)
-        tokens = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
-        bias = tokens.new_full((len(rows), longest), float("-inf"))
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], bias[i, : len(row)] = row, 0
-        return tokens, bias if any(len(row) < longest for row in rows) else None
+
+@torch.no_grad()
+def reference_tokens(
+    encoder: VisionEncoder, references: References, batch: int
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens (P, T, D) of each pair's pictures, and the bias (P, T) that leaves filling out, where there is any.
+
+    `batch`: pictures encoded at once.
+    """
+    with _as_it_is(references[0][0].device):
+        each = iter(encoder.encode_each([picture for row in references for picture in row], batch))
+    rows = [torch.cat([next(each) for _ in row]).float() for row in references]
+    longest = max(len(row) for row in rows)
+    tokens = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
+    bias = tokens.new_full((len(rows), longest), float("-inf"))
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], bias[i, : len(row)] = row, 0
+    return tokens, bias if any(len(row) < longest for row in rows) else None
 
 
 def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
