@@ -5,10 +5,9 @@ from __future__ import annotations
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 
-from ..i2l_core.host.library import fingerprint_library, library_folders, read_library
+from ..i2l_core.host.library import EXAMPLES, fingerprint_library, library_folders, read_library
 from .sockets import CATEGORY, Reference
 
-NO_FOLDERS = "make a folder of folders in input"
 MOST_PICTURES = 64
 
 
@@ -32,9 +31,9 @@ class ImagesFromFolder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=library_folders() or [NO_FOLDERS],
+                    options=[*library_folders(), EXAMPLES],
                     tooltip="A folder in ComfyUI's input folder whose sub-folders hold pictures, one style each. "
-                    "Press R to list a folder just made.",
+                    "Press R to list a folder just made. The examples come with the pack.",
                 ),
                 io.Int.Input(
                     "most_pictures",
