@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from template_folders import style
 from tiny_models import CONFIGS, build
 
-TEXT = {  # Qwen3-4B; klein listens to its layers 9, 18 and 27
+TEXT: dict[str, Any] = {  # Qwen3-4B; klein listens to its layers 9, 18 and 27
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 28,

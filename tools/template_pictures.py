@@ -281,11 +281,12 @@ def _lines() -> tuple[str, Image.Image]:
         large.filter(ImageFilter.MaxFilter(5)), large.filter(ImageFilter.MinFilter(5))
     )
     strongest = functools.reduce(ImageChops.lighter, edges.split())
-    return "structure", strongest.point(lambda value: 255 if value > 40 else 0)
+    return "structure", strongest.point([0] * 40 + [255] * 216)
 
 
 def _inside() -> tuple[str, Image.Image]:
-    return "inside the mask", masked(*shipped("scene", "scene_mask"))
+    scene, mask = shipped("scene", "scene_mask")
+    return "inside the mask", masked(scene, mask)
 
 
 REAL = {
