@@ -10,7 +10,7 @@ help:
 	@echo "make setup   virtual environment, real ComfyUI $$(sed -n 's/^HOST_VERSION = "\(.*\)"/\1/p' tools/setup.py), this pack linked into it"
 	@echo "make demo    style pictures from the shipped references on a real ComfyUI; says where they are"
 	@echo "make check   lint, types and the tests that need no server"
-	@echo "make test    lint, types and all tests, with the real server"
+	@echo "make test    lint, types and all tests, with the real server and a real browser"
 	@echo "make bench   every benchmark"
 	@echo "make link    link this pack into the custom_nodes of COMFYUI_PATH"
 
@@ -34,6 +34,7 @@ check: lint
 	$(PYTHON) -m pytest tests -q -m "not server and not slow"
 
 test: lint
+	@$(BASE_PYTHON) -m tools.setup --browser
 	$(PYTHON) -m pytest tests -q
 
 bench: setup

@@ -1,8 +1,9 @@
 """Decoding with the predictors of version 1 at their real sizes, against DiffSynth-Studio's own code.
 
 Pairs of numbers are ours and theirs. Random weights, both networks on the same memory; each round runs one after
-the other, so that other load on the machine cancels out of the ratio. Coarse and fine do not fit everywhere: of
-Qwen-Image's predictors a quarter of the blocks is measured.
+the other, so that other load on the machine cancels out of the ratio. A prediction reads every weight once, so
+`weights_gb_s` against the memory's `bandwidth_gb_s` says how near it is to what the machine can do. Coarse and fine
+do not fit everywhere: of Qwen-Image's predictors a quarter of the blocks is measured.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def _compare(
         theirs = reference()
     theirs.load_state_dict(ours.tensors(), assign=True)
     theirs.requires_grad_(False)
+    nbytes = sum(parameter.nbytes for parameter in ours.parameters())
     out: dict[str, Any] = {}
     for count in _REFERENCES:
         x = torch.randn(count, config.token_dim, device=device).to(dtype)
@@ -98,7 +100,9 @@ def _compare(
             ]
             for i, clock in enumerate(("seconds", "cpu_seconds"))
         }
+        seconds = [statistics.median(each[0] for each in one) for one in sides]
         out[str(count)] |= {
+            "weights_gb_s": [round(nbytes / each / 1e9, 1) for each in seconds],
             "times_faster": round(statistics.median(b[0] / a[0] for a, b in rounds), 2),
             "times_less_cpu": round(statistics.median(b[1] / a[1] for a, b in rounds), 2),
             "peak_mb_over_weights": [round(peak / 1e6) for peak in peaks],

@@ -199,30 +199,44 @@ def regions(mix: Mix, count: int, folder: Path) -> dict[str, Any]:
 
     `inside`, `outside`: how far the picture is, in its region and in the other one, from the picture that has the
     region's style everywhere, as a share of how far the pictures of A and B are apart there: 0 the same, 1 as far
-    as the other style. Once for each way to treat what the whole picture shares (the prompt, modulation): with the
-    mean of the mask, as the pack does, without the LoRAs, and with all of them.
+    as the other style. With rows of their own (Style Region), and with masks on tokens in three ways to treat what
+    the whole picture shares (the prompt, modulation): with the mean of the mask, as the pack does, without the
+    LoRAs, and with all of them.
     """
     import_host(folder)
+    from i2l_core.host.branches import Branch
     from i2l_core.host.demo import load_demo
     from i2l_core.host.live import attach
     from i2l_core.host.live_lora import LiveLoRA
+    from i2l_core.host.lora_model import PredictedLoRA
+    from i2l_core.host.regions import add_region
 
     world = load_demo()
     texts = (content_prompt(mix.bench.targets[0]), "")
-    words = [world.clip.encode_from_tokens_scheduled(world.clip.tokenize(text)) for text in texts]
+    words: list[Any] = [world.clip.encode_from_tokens_scheduled(world.clip.tokenize(text)) for text in texts]
     left = torch.zeros(1, 128, 128)
     left[..., :64] = 1
     found: dict[str, list[Tensor]] = {}
     for index in range(count):
         a, b = (mix.alone(i) for i in (index, (index + 1) % mix.bench.styles))
-        whole = [_picture(world, attach(world.model, LiveLoRA(lora)), words) for lora in (a, b)]
+        # regions of rows act on the positive side alone, so each is compared with what acts there
+        whole, positive = (
+            [_picture(world, attach(world.model, LiveLoRA(lora, branch=branch)), words) for lora in (a, b)]
+            for branch in (None, Branch.POSITIVE)
+        )
+        one, first = add_region(world.model, words[0], PredictedLoRA(a), left)
+        both, rows = add_region(one, first, PredictedLoRA(b), 1 - left)
+        apart = _inside_and_outside(_picture(world, both, [rows, words[1]]), *positive)
+        found.setdefault("rows of their own", []).append(apart)
         for name, share in {"mean of the mask": None, "no LoRA": 0.0, "every LoRA": 1.0}.items():
             with _text_share(share):
                 both = attach(world.model, LiveLoRA(a, mask=left), LiveLoRA(b, mask=1 - left))
-                found.setdefault(name, []).append(_inside_and_outside(_picture(world, both, words), *whole))
+                found.setdefault(f"tokens, {name}", []).append(
+                    _inside_and_outside(_picture(world, both, words), *whole)
+                )
     return {
-        name: dict(zip(("inside", "outside"), torch.stack(rows).mean(0).tolist(), strict=True))
-        for name, rows in found.items()
+        name: {"inside": round(inside, 3), "outside": round(outside, 3)}
+        for name, (inside, outside) in ((name, torch.stack(r).mean(0).tolist()) for name, r in found.items())
     }
 
 

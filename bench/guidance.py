@@ -65,9 +65,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     extra = {name: round((held - memory["none"]) / 2**20, 2) for name, held in memory.items()}
     regions = {}
-    if "live_two_regions" in seconds and "live_two" in seconds:
-        pairs = zip(seconds["live_two_regions"], seconds["live_two"], strict=True)
-        regions = {"regions_over_live": round(statistics.median(a / b for a, b in pairs), 3)}
+    for name in ("live_two_regions", "style_regions"):
+        if name in seconds and "live_two" in seconds:
+            pairs = zip(seconds[name], seconds["live_two"], strict=True)
+            regions[f"{name}_over_live_two"] = round(statistics.median(a / b for a, b in pairs), 3)
     return {
         "device": torch.cuda.get_device_name()
         if options.cuda
@@ -127,6 +128,7 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
     from i2l_core.host.live_lora import LiveLoRA
     from i2l_core.host.lora_model import PredictedLoRA
     from i2l_core.host.patch import apply_merged
+    from i2l_core.host.regions import add_region
 
     words, plain = _words(size), comfy.samplers.CFGGuider
     blueprint = build(size, dtype)
@@ -159,6 +161,11 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
         first, second = apply_merged(model, style, 1.0), apply_merged(build(size, dtype), neutral, 1.0)
         return lambda: _guided(Guider_DualModel, (first, second), words)
 
+    def style_regions(model: Any) -> Callable[[], Any]:
+        styled, positive = add_region(model, words[0], PredictedLoRA(style), left)
+        styled, positive = add_region(styled, positive, PredictedLoRA(neutral), 1 - left)
+        return lambda: _guided(plain, (styled,), [positive, words[1]])
+
     return {
         "plain_cfg": one(lambda model: apply_merged(model, style, 1.0)),
         "asymmetric": one(lambda model: asymmetric(model, PredictedLoRA(style), PredictedLoRA(neutral))),
@@ -167,6 +174,7 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
         "live_two_regions": one(
             lambda model: attach(model, LiveLoRA(style, mask=left), LiveLoRA(neutral, mask=1 - left))
         ),
+        "style_regions": style_regions,
         "hooks_maxspeed": hooked(comfy.hooks.EnumHookMode.MaxSpeed),
         "hooks_minvram": hooked(comfy.hooks.EnumHookMode.MinVram),
         "dual_two_copies": two_copies,

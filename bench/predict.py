@@ -47,7 +47,8 @@ def main() -> None:
     if options.v1:
         from bench import _v1
 
-        print(json.dumps({"device": machine(device), "v1": _v1.measure(device, options.v1 * 1e9)}))
+        found = {"device": machine(device), "bandwidth_gb_s": round(_bandwidth(device) / 1e9, 1)}
+        print(json.dumps(found | {"v1": _v1.measure(device, options.v1 * 1e9)}))
         return
     result: dict = {"device": machine(device), "tiny": _measure(*_tiny(device))}
     result["full"] = _measure(*_full(device)) if gpu or options.full else None

@@ -14,6 +14,7 @@ from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
 from .preview import LoRAPreview
 from .reference import StyleReference
+from .region import StyleRegion
 from .save import SavePredictedLoRA
 
 __all__ = ["NODES", "on_load"]
@@ -26,6 +27,7 @@ NODES = (
     ApplyPredictedLoRA,
     AsymmetricCFG,
     AsymmetricGuider,
+    StyleRegion,
     FuseLoRAs,
     LoRAPreview,
     SavePredictedLoRA,

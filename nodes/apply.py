@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.curve import Curve
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
+from ..i2l_core.host.cards import applied_card
+from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
 ERROR, SKIP = "error", "skip"
@@ -23,6 +25,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
             description="Styles a model with a LoRA from Images to LoRA, without a file in between. Sampling "
             "is as fast as without it. A LoRA that does not fit the model whole is an error.",
             search_aliases=["apply style", "style strength", "load lora model", "use lora", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."
@@ -93,4 +96,4 @@ class ApplyPredictedLoRA(io.ComfyNode):
             Curve.parse(curve),
             partial=missing_layers == SKIP,
         )
-        return io.NodeOutput(patched, ui=ui.PreviewText(where))
+        return io.NodeOutput(patched, ui=Report(where, applied_card(model, lora, strength, mode)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.curve import Curve
 from ..i2l_core.host.lora_model import PredictedLoRA, lora_of
 from ..i2l_core.where import EVERYWHERE, PRESETS, Where, limited
+from .report import Report
 from .sockets import CATEGORY, LoraModel, strength
 
 CUSTOM = "custom"
@@ -29,6 +30,7 @@ class LoRABlocks(io.ComfyNode):
                 "layer strength",
                 "i2l",
             ],
+            has_intermediate_output=True,
             inputs=[
                 LoraModel.Input("lora", tooltip="From Images to LoRA, Fuse LoRAs or Load LoRA File."),
                 io.Combo.Input(
@@ -79,4 +81,4 @@ class LoRABlocks(io.ComfyNode):
         value = lora_of(lora)
         changed = limited(value, where)
         shown = f"acts in {changed.n_layers} of {value.n_layers} layers"
-        return io.NodeOutput(PredictedLoRA(changed), ui=ui.PreviewText(shown))
+        return io.NodeOutput(PredictedLoRA(changed), ui=Report(shown))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..i2l_core.host.library import fingerprint_library, library_folders, read_library
+from .report import Report
 from .sockets import CATEGORY, Reference
 
 NO_FOLDERS = "make a folder of folders in input"
@@ -28,6 +29,7 @@ class ImagesFromFolder(io.ComfyNode):
                 "style folder",
                 "i2l",
             ],
+            has_intermediate_output=True,
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -67,6 +69,4 @@ class ImagesFromFolder(io.ComfyNode):
         bar = ProgressBar(1)
         library = read_library(folder, most_pictures, lambda done, of: bar.update_absolute(done, of))
         report = str(library)
-        return io.NodeOutput(
-            list(library.styles.values()), list(library.styles), report, ui=ui.PreviewText(report)
-        )
+        return io.NodeOutput(list(library.styles.values()), list(library.styles), report, ui=Report(report))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..i2l_core.host.fuse import CONCAT, INTERPOLATE, MORPH, SPECTRAL, SVD, fuse_lora_models
+from .report import Report
 from .sockets import CATEGORY, LoraModel, strength
 
 MAX_LORAS = 10  # of one node; a fusion can be fused again
@@ -33,6 +34,7 @@ class FuseLoRAs(io.ComfyNode):
                 "compress lora",
                 "i2l",
             ],
+            has_intermediate_output=True,
             inputs=[
                 io.DynamicCombo.Input(
                     "loras",
@@ -69,7 +71,7 @@ class FuseLoRAs(io.ComfyNode):
             **settings,
             progress=bar.update_absolute,
         )
-        return io.NodeOutput(fused, ui=ui.PreviewText(text))
+        return io.NodeOutput(fused, ui=Report(text))
 
 
 def _loras(count: int) -> io.DynamicCombo.Option:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.curve import Curve
+from ..i2l_core.host.cards import guidance_card
 from ..i2l_core.host.guidance import asymmetric, describe
+from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
 _STYLE_TOOLTIP = "The style, from Images to LoRA. It acts on the positive prompt only."
@@ -30,6 +32,7 @@ class AsymmetricCFG(io.ComfyNode):
             description="Styles the positive side of CFG with one LoRA and the negative side with another, for "
             f"any KSampler and at the speed of plain CFG. Stronger styles at the same strength. {_CFG_1}",
             search_aliases=_SEARCH,
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."
@@ -61,7 +64,7 @@ class AsymmetricCFG(io.ComfyNode):
     ) -> io.NodeOutput:
         window = start_percent, end_percent, Curve.parse(curve)
         styled = asymmetric(model, style, neutral, strength, neutral_strength, *window)
-        return io.NodeOutput(styled, ui=ui.PreviewText(describe(styled)))
+        return io.NodeOutput(styled, ui=Report(describe(styled), guidance_card(styled)))
 
 
 class AsymmetricGuider(io.ComfyNode):
@@ -74,6 +77,7 @@ class AsymmetricGuider(io.ComfyNode):
             description="A guider for SamplerCustomAdvanced: CFG with one LoRA on the positive side and another "
             f"on the negative side, at the speed of plain CFG. {_CFG_1}",
             search_aliases=[*_SEARCH, "guider"],
+            has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to style: the base model that the predictor is for."
@@ -113,4 +117,4 @@ class AsymmetricGuider(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(styled)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return io.NodeOutput(guider, ui=ui.PreviewText(describe(styled, cfg)))
+        return io.NodeOutput(guider, ui=Report(describe(styled, cfg), guidance_card(styled, cfg)))

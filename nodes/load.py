@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
 from ..i2l_core.host.open import open_predictor
+from .report import Report
 from .sockets import CATEGORY, Predictor
 
 AUTO = "auto"
@@ -24,6 +25,7 @@ class LoadI2LPredictor(io.ComfyNode):
             description="Loads a predictor: the network that turns reference pictures into a style LoRA. "
             "It belongs to one base model, such as FLUX.2 klein.",
             search_aliases=["image to lora", "i2l", "style predictor", "hypernetwork", "load style model"],
+            has_intermediate_output=True,
             inputs=[
                 io.Combo.Input(
                     "predictor_name",
@@ -78,4 +80,4 @@ class LoadI2LPredictor(io.ComfyNode):
     ) -> io.NodeOutput:
         float8 = ENCODER_WEIGHTS[encoder_weights]
         predictor = open_predictor(predictor_path(predictor_name), allow_code, float8)
-        return io.NodeOutput(predictor, ui=ui.PreviewText(predictor.describe()))
+        return io.NodeOutput(predictor, ui=Report(predictor.describe()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.layouts import MODELS
 from ..i2l_core.lora_file import load
+from .report import Report
 from .sockets import CATEGORY, LoraModel
 
 AUTO = "auto"
@@ -26,6 +27,7 @@ class LoadLoRAFile(io.ComfyNode):
             "itself: Fuse LoRAs, LoRA Preview, Apply Predicted LoRA, Asymmetric CFG. Knows the names of ComfyUI, "
             "diffusers, PEFT, kohya and DiffSynth.",
             search_aliases=["load lora", "lora file", "lora model", "mix lora", "diffsynth lora", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -62,4 +64,4 @@ class LoadLoRAFile(io.ComfyNode):
     def execute(cls, lora_name: str, base_model: str = AUTO) -> io.NodeOutput:
         lora = load(lora_path(lora_name), "" if base_model == AUTO else base_model)
         text = f"{lora.n_layers} layers, rank {lora.rank}, for {lora.base_model or 'an unknown base model'}"
-        return io.NodeOutput(PredictedLoRA(lora), ui=ui.PreviewText(text))
+        return io.NodeOutput(PredictedLoRA(lora), ui=Report(text))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
+from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.predictor import HostPredictor
 from ..i2l_core.images import Batch, references_from
+from .report import Report
 from .sockets import CATEGORY, LoraModel, Predictor, Reference
 
 MAX_INPUTS = 64
@@ -40,6 +42,7 @@ class ImagesToLoRA(io.ComfyNode):
                 "predict lora",
                 "ip adapter",
             ],
+            has_intermediate_output=True,
             inputs=[
                 Predictor.Input("predictor", tooltip="From Load i2L Predictor or Load i2L Demo."),
                 io.Autogrow.Input(
@@ -75,5 +78,8 @@ class ImagesToLoRA(io.ComfyNode):
         bar = ProgressBar(len(references) + 2)
         found = predictor.with_clip(clip).predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
-        text += f"\n{found.note}" if found.note else ""
-        return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral), ui=ui.PreviewText(text))
+        shown = Report(
+            text + (f"\n{found.note}" if found.note else ""),
+            prediction_card(references, found.lora, found.note),
+        )
+        return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral, neutral=True), ui=shown)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.images import weighted
+from .report import Report
 from .sockets import CATEGORY, Reference
 
 
@@ -19,6 +20,7 @@ class StyleReference(io.ComfyNode):
             description="A reference picture that counts more or less than the others, or of which only a part "
             "is looked at. For the image sockets of Images to LoRA.",
             search_aliases=["reference weight", "reference mask", "weighted image", "style from part", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("image", tooltip="A picture, or a batch of them that all get this weight."),
                 io.Float.Input(
@@ -44,4 +46,4 @@ class StyleReference(io.ComfyNode):
     def execute(cls, image: Tensor, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
         references = weighted(image, weight, mask)
         share = "" if references[0].mask is None else f", {references[0].mask.mean():.0%} of it looked at"
-        return io.NodeOutput(references, ui=ui.PreviewText(f"weight {weight:g}{share}"))
+        return io.NodeOutput(references, ui=Report(f"weight {weight:g}{share}"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
 from ..i2l_core.lora_names import STYLES, Style
+from .report import Report
 from .sockets import CATEGORY, LoraModel
 
 
@@ -74,4 +75,4 @@ class SavePredictedLoRA(io.ComfyNode):
         preview: Tensor | None = None,
     ) -> io.NodeOutput:
         name = save_lora_model(lora, filename, notes, layout, precision, preview)
-        return io.NodeOutput(name, ui=ui.PreviewText(f"saved as {name}"))
+        return io.NodeOutput(name, ui=Report(f"saved as {name}"))

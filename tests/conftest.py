@@ -6,11 +6,12 @@ host's module.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import random
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from front_end import FrontEnd
+    from playwright.sync_api import Browser
+
     from i2l.tools.comfy_client import ComfyClient
     from i2l.tools.comfy_server import ComfyServer
 
@@ -90,3 +94,46 @@ def prompt(server: ComfyClient) -> dict[str, dict[str, Any]]:
     from server_graphs import start_here
 
     return start_here(server)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real browser. It ends with the module: while it runs, asyncio.run is not possible."""
+    from front_end import launch
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            browser = launch(playwright)
+        except RuntimeError as error:
+            pytest.fail(str(error), pytrace=False)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pages(chromium: Browser, comfy_server: ComfyServer) -> Iterator[Callable[..., FrontEnd]]:
+    """Settings of the front end -> a page with these, loaded once in a module."""
+    from front_end import new_page
+
+    known: dict[str, FrontEnd] = {}
+    with contextlib.ExitStack() as stack:
+
+        def page(**settings: Any) -> FrontEnd:
+            key = repr(sorted(settings.items()))
+            if key not in known:
+                new = stack.enter_context(new_page(chromium, comfy_server))
+                new.open(**settings)
+                known[key] = new
+            return known[key]
+
+        yield page
+
+
+@pytest.fixture
+def front_end(pages: Callable[..., FrontEnd], request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    """A page with an empty graph; its settings are the indirect parameter. The console must be clean at the end."""
+    page = pages(**getattr(request, "param", {}))
+    page.start_over()
+    yield page
+    assert page.unexpected == []

@@ -45,9 +45,35 @@ def changed(prompt: Prompt, kind: str, **inputs: Any) -> Prompt:
     return new
 
 
+def graph(**nodes: tuple[str, dict[str, Any]]) -> Prompt:
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
+
+
 def extended(prompt: Prompt, **nodes: tuple[str, dict[str, Any]]) -> Prompt:
-    more = {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
-    return {**copy.deepcopy(prompt), **more}
+    return {**copy.deepcopy(prompt), **graph(**nodes)}
+
+
+def both_loras(predict: str, demo: str, **more: Any) -> dict[str, Any]:
+    """Inputs of the nodes for asymmetric guidance."""
+    loras = {"style": [predict, 0], "neutral": [predict, 1], "strength": 1.0, "neutral_strength": 1.0}
+    return {"model": [demo, 0], **loras, **more}
+
+
+def guided(prompt: Prompt, cfg: float) -> Prompt:
+    """start_here with AsymmetricGuider and SamplerCustomAdvanced in place of KSampler."""
+    predict, demo, sampler = (find(prompt, kind) for kind in ("ImagesToLoRA", "LoadI2LDemo", "KSampler"))
+    given = prompt[sampler]["inputs"]
+    texts = {side: given[side] for side in ("positive", "negative")}
+    steps = {"scheduler": given["scheduler"], "steps": given["steps"], "denoise": 1.0, "model": [demo, 0]}
+    parts = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["steps", 0]}
+    return extended(
+        changed(prompt, "VAEDecode", samples=["sample", 0]),
+        guider=("AsymmetricGuider", both_loras(predict, demo, cfg=cfg, **texts)),
+        noise=("RandomNoise", {"noise_seed": given["seed"]}),
+        euler=("KSamplerSelect", {"sampler_name": given["sampler_name"]}),
+        steps=("BasicScheduler", steps),
+        sample=("SamplerCustomAdvanced", {**parts, "latent_image": given["latent_image"]}),
+    )
 
 
 def pixels(client: ComfyClient, result: Result, node: str | None = None) -> torch.Tensor:

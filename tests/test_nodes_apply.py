@@ -83,6 +83,39 @@ def test_text_says_where_the_layers_are(world, predicted):
     assert text.startswith(f"{count} of {count} LoRA layers on ")
 
 
+@pytest.mark.parametrize(("index", "role"), [(0, "style"), (1, "neutral")])
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_card_says_what_was_applied_and_how(world, predicted, index: int, role: str, mode: str):
+    shown: Any = apply(world.model, predicted[index], 0.5, mode=mode).ui
+    (card,) = shown.as_dict()["i2l_card"]
+    (entry,) = card["loras"]
+    count = predicted[index].lora.n_layers
+    assert (entry["landed"], entry["layers"]) == (count, count)
+    assert (entry["role"], entry["mode"], entry["strength"]) == (role, mode, 0.5)
+
+
+def test_card_of_a_core_nodes_lora_if_we_can_read_it(world):
+    up, down = pair()
+    key = "diffusion_model.layers.1.attention.qkv"
+    lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+    shown: Any = apply(world.model, lora).ui
+    (card,) = shown.as_dict()["i2l_card"]
+    assert (card["loras"][0]["landed"], card["warnings"]) == (1, [])
+    shown = apply(world.model, {**lora, "diffusion_model.layers.1.attention_norm1.diff": torch.randn(DIM)}).ui
+    assert shown.as_dict()["i2l_card"] == ({"lines": ["2 LoRA layers, all of them placed"]},)
+
+
+def test_card_warns_of_layers_that_were_left_out(world, predicted):
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    lora = predicted[0].lora
+    elsewhere = LoRA({**lora.layers, Target("layers.99.attention.qkv"): LowRank(*reversed(pair()))})
+    shown: Any = apply(world.model, PredictedLoRA(elsewhere), missing_layers="skip").ui
+    (card,) = shown.as_dict()["i2l_card"]
+    assert [(warning["id"], warning["n"]) for warning in card["warnings"]] == [("left_out", 1)]
+    assert (card["loras"][0]["landed"], card["loras"][0]["layers"]) == (lora.n_layers, lora.n_layers + 1)
+
+
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
 def test_lora_of_a_core_node_is_taken(world, prefix: str):
     """With alpha, with full differences, as Train LoRA and kohya's trainers write them."""

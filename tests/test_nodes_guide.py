@@ -105,6 +105,8 @@ def test_at_cfg_1_the_style_acts_alone_and_the_node_says_so(world, loras, conds)
     node = guider_node(world, loras, conds, 1.0)
     assert "no negative side" in str(node.ui.as_dict())
     assert "no negative side" not in str(guider_node(world, loras, conds, 4.0).ui.as_dict())
+    (card,) = node.ui.as_dict()["i2l_card"]
+    assert [warning["id"] for warning in card["warnings"]] == ["cfg_1"]
     merged = apply_node(world, loras[0])[0]
     torch.testing.assert_close(custom(node[0]), ksampler(merged, conds, 1.0), rtol=1e-4, atol=1e-4)
 
@@ -129,6 +131,12 @@ def test_the_node_says_where_the_layers_are(world, loras):
     assert "positive: " in text
     assert "negative: " in text
     assert "13 of 13 LoRA layers" in text
+    (card,) = cfg_node(world, loras).ui.as_dict()["i2l_card"]
+    assert [(entry["side"], entry["role"], entry["landed"]) for entry in card["loras"]] == [
+        ("positive", "style", 13),
+        ("negative", "neutral", 13),
+    ]
+    assert not card["warnings"]
 
 
 def test_live_mode_equals_merged(world, loras, conds):
@@ -200,3 +208,23 @@ def test_a_mask_for_other_pictures_is_refused_before_sampling(world, loras, cond
     styled = apply_node(world, loras[0], mode="live", mask=mask)[0]
     with pytest.raises(I2LError, match=words):
         ksampler(styled, conds)
+
+
+def test_a_style_region_paints_its_half(world, loras, conds):
+    from i2l.nodes.region import StyleRegion
+
+    mask = torch.zeros(1, 32, 32)
+    mask[..., :16] = 1
+    out = StyleRegion.execute(world.model, conds[0], loras[0], mask, 1.0, curve="fade out")
+    text: Any = out.ui
+    assert text.as_dict()["text"] == ("50% of the picture; 2 positive predictions per step",)
+    change = ksampler(out[0], (out[1], conds[1])) - ksampler(world.model, conds)
+    left, right = change[..., :8].abs().mean(), change[..., 8:].abs().mean()
+    assert left > 3 * right > 0  # in the second step the right half sees the left one
+
+
+def test_a_style_region_refuses_a_curve_that_is_none(world, loras, conds):
+    from i2l.nodes.region import StyleRegion
+
+    with pytest.raises(I2LError, match="curve"):
+        StyleRegion.execute(world.model, conds[0], loras[0], torch.ones(1, 8, 8), 1.0, curve="up")

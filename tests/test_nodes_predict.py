@@ -77,7 +77,11 @@ def test_outputs_say_what_they_are_for(predictor):
     assert float(gray((64, 64)).pixels.unique()) == pytest.approx(GRAY)
     assert all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in out[0].values())
     shown: Any = out.ui
-    assert shown.as_dict() == {"text": (f"2 references, rank {lora.rank}, {lora.n_layers} layers",)}
+    assert shown.as_dict()["text"] == (f"2 references, rank {lora.rank}, {lora.n_layers} layers",)
+    (card,) = shown.as_dict()["i2l_card"]
+    assert (card["references"], len(card["thumbnails"])) == (2, 2)
+    (entry,) = card["loras"]
+    assert (entry["role"], entry["rank"], entry["layers"]) == ("style", lora.rank, lora.n_layers)
 
 
 def test_batches_single_pictures_and_empty_slots_are_alike(predictor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from itertools import combinations
@@ -21,6 +22,7 @@ IDS = (
     "ApplyPredictedLoRA",
     "AsymmetricCFG",
     "AsymmetricGuider",
+    "StyleRegion",
     "FuseLoRAs",
     "LoRAPreview",
     "SavePredictedLoRA",
@@ -65,6 +67,16 @@ def test_every_node_input_and_output_is_explained(schemas):
             text = entry.description if entry is schema else entry.tooltip
             assert text, f"{schema.node_id}: {entry} has no text"
             assert text.endswith(".")
+
+
+def test_nodes_that_report_do_so_when_they_are_cached(host):
+    from i2l.nodes import NODES
+
+    reporting = [node for node in NODES if "Report(" in inspect.getsource(node.execute)]
+    assert len(reporting) >= 10
+    for node in reporting:
+        schema = node.define_schema()
+        assert schema.has_intermediate_output or schema.is_output_node, schema.node_id
 
 
 def test_english_translation_is_what_the_nodes_say(schemas):

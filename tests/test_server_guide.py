@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from server_graphs import Prompt, cancelled_at, changed, extended, find, pixels
+from server_graphs import Prompt, both_loras, cancelled_at, changed, extended, find, guided, pixels
 
 from i2l.tools.comfy_client import ComfyClient
 
@@ -17,18 +15,13 @@ pytestmark = pytest.mark.server
 def asymmetric(prompt: Prompt) -> Prompt:
     """The first workflow with AsymmetricCFG in place of Apply Predicted LoRA."""
     predict, demo = find(prompt, "ImagesToLoRA"), find(prompt, "LoadI2LDemo")
-    sides = ("AsymmetricCFG", _lora_inputs(predict, demo, start_percent=0.0, end_percent=1.0))
+    sides = ("AsymmetricCFG", both_loras(predict, demo, start_percent=0.0, end_percent=1.0))
     return extended(changed(prompt, "KSampler", model=["sides", 0]), sides=sides)
 
 
 @pytest.fixture(scope="module")
 def plain(server: ComfyClient, prompt: Prompt) -> torch.Tensor:
     return _plain(server, prompt)
-
-
-def _lora_inputs(predict: str, demo: str, **more: Any) -> dict[str, Any]:
-    loras = {"style": [predict, 0], "neutral": [predict, 1], "strength": 1.0, "neutral_strength": 1.0}
-    return {"model": [demo, 0], **loras, **more}
 
 
 def _plain(server: ComfyClient, prompt: Prompt) -> torch.Tensor:
@@ -41,27 +34,8 @@ def test_ksampler_and_guider_give_one_picture(server: ComfyClient, prompt: Promp
     picture = pixels(server, first)
     assert "positive: " in first.outputs["sides"]["text"][0]
 
-    predict, demo, sampler = (find(prompt, kind) for kind in ("ImagesToLoRA", "LoadI2LDemo", "KSampler"))
-    given = prompt[sampler]["inputs"]
-    texts = {side: given[side] for side in ("positive", "negative")}
-    steps = {"scheduler": given["scheduler"], "steps": given["steps"], "denoise": 1.0, "model": [demo, 0]}
-    graph = extended(
-        changed(prompt, "VAEDecode", samples=["sample", 0]),
-        guider=("AsymmetricGuider", _lora_inputs(predict, demo, cfg=given["cfg"], **texts)),
-        noise=("RandomNoise", {"noise_seed": given["seed"]}),
-        euler=("KSamplerSelect", {"sampler_name": given["sampler_name"]}),
-        steps=("BasicScheduler", steps),
-        sample=(
-            "SamplerCustomAdvanced",
-            {
-                "noise": ["noise", 0],
-                "guider": ["guider", 0],
-                "sampler": ["euler", 0],
-                "sigmas": ["steps", 0],
-                "latent_image": given["latent_image"],
-            },
-        ),
-    )
+    cfg = prompt[find(prompt, "KSampler")]["inputs"]["cfg"]
+    graph = guided(prompt, cfg)
     assert (pixels(server, server.queue(graph)) - picture).abs().max() <= 1
 
 

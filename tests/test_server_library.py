@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from PIL import Image
-from server_graphs import Prompt, changed, extended, find, pixels
+from server_graphs import Prompt, changed, extended, find, graph, pixels
 
 from i2l.i2l_core import lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 
 pytestmark = pytest.mark.server
-
-
-def graph(**nodes: tuple[str, dict[str, Any]]) -> Prompt:
-    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
 def test_every_style_of_a_folder_is_saved_under_its_name(server: ComfyClient, comfy_server: ComfyServer):

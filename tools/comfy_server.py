@@ -103,15 +103,16 @@ class ComfyServer:
         if not link.exists():  # a test may have put a copy there
             link.symlink_to(ROOT, target_is_directory=True)
 
-    def start(self, waiting: Callable[[float], None] | None = None) -> None:
+    def start(self, waiting: Callable[[float], None] | None = None, port: int = 0) -> None:
         """Start and wait until the server answers; meanwhile `waiting` is called with the seconds so far.
 
-        Raises ComfyError with the end of the log when the server exits or does not answer in START_SECONDS.
+        `port` 0: a free one. Raises ComfyError with the end of the log when the server exits or does not answer
+        in START_SECONDS.
         """
         if self._process is not None:
             raise ComfyError("The server has been started already: call stop() first.")
         self.prepare()
-        self.port = _free_port()
+        self.port = port or _free_port()
         command = [str(self.host.python), "-c", _LAUNCHER, *self.command()]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)

@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from .chromium import MISSING, install_chromium
 from .host import OWN_HOST, OWN_PYTHON, PACK_FOLDER, PACKAGE, ROOT
 
 VENV = ROOT / ".venv"
@@ -46,10 +47,13 @@ def main() -> None:
     parser.add_argument(
         "--link", action="store_true", help="only link the pack into COMFYUI_PATH/custom_nodes"
     )
+    parser.add_argument("--browser", action="store_true", help="only get the browser that `make test` needs")
     options = parser.parse_args()
     try:
         if options.link:
             link_pack(named_host() or OWN_HOST)
+        elif options.browser:
+            say(f"Browser: {install_chromium() or MISSING}")
         else:
             set_up()
     except (SetupError, OSError) as error:

@@ -14,6 +14,8 @@ from .live_lora import LiveLoRA
 from .lora_model import lora_of
 from .patch import layout_of_model, report
 
+NO_NEGATIVE_SIDE = "cfg is 1: there is no negative side, only the style acts"
+
 
 def asymmetric(
     model: ModelPatcher,
@@ -49,6 +51,11 @@ def describe(model: ModelPatcher, cfg: float | None = None) -> str:
         f"{live.branch.value if live.branch else 'both sides'}: {report(live.lora, model)}"
         for live in attached(model)
     ]
-    if cfg is not None and math.isclose(cfg, 1.0):
-        parts.append("cfg is 1: there is no negative side, only the style acts")
+    if has_no_negative_side(cfg):
+        parts.append(NO_NEGATIVE_SIDE)
     return "; ".join(parts)
+
+
+def has_no_negative_side(cfg: float | None) -> bool:
+    """Whether the host leaves the negative side out at this cfg; None: cfg is not known here."""
+    return cfg is not None and math.isclose(cfg, 1.0)

@@ -44,7 +44,7 @@ class LiveLoRA:
         if self.start > self.end:
             raise I2LError(f"start ({self.start}) is after end ({self.end}); the LoRA would never act")
         if self.mask is not None:
-            _check_mask(self.mask)
+            check_mask(self.mask)
 
     def acts_on(self, chunk: Chunk) -> bool:
         return self.branch in (None, chunk.branch) and (self.tag is None or self.tag in chunk.tags)
@@ -54,7 +54,8 @@ class LiveLoRA:
         return self.start == 0 and self.end == 1 and self.curve is None
 
 
-def _check_mask(mask: Tensor) -> None:
+def check_mask(mask: Tensor) -> None:
+    """Raise I2LError unless it is (N, H, W) and finite."""
     shape = tuple(mask.shape)
     if mask.ndim != 3 or 0 in shape:
         raise I2LError(f"the mask must be a MASK, (pictures, height, width), got {shape}")

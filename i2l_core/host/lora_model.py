@@ -18,11 +18,15 @@ from ..whole_weights import fused
 
 
 class PredictedLoRA(dict[str, Tensor]):
-    """The tensors of `lora`, one pair per weight, on the CPU. `lora` itself keeps rows of fused weights."""
+    """The tensors of `lora`, one pair per weight, on the CPU. `lora` itself keeps rows of fused weights.
 
-    def __init__(self, lora: LoRA) -> None:
+    `neutral`: it was predicted from gray pictures.
+    """
+
+    def __init__(self, lora: LoRA, neutral: bool = False) -> None:
         super().__init__(to_state_dict(fused(lora)))
         self.lora = lora
+        self.neutral = neutral
 
 
 def lora_of(value: Any, layout: Layout | None = None) -> LoRA:

@@ -1,0 +1,61 @@
+"""What a node tells the front end about itself, as plain JSON: `web/card.js` draws it on the node.
+
+    {"references": 4, "id": "93c1...", "thumbnails": ["data:image/jpeg;base64,..."],      Images to LoRA
+     "loras": [{"role": "style" | "neutral", "rank": 4, "layers": 34,
+                "blocks": [["main blocks", 0, 0.12], ...],
+                "landed": 34, "mode": "merged" | "live", "side": "positive" | "negative", "strength": 1.0}],
+     "lines": ["..."], "warnings": [{"id": "cfg_1", "text": "..."}]}
+
+`id` stands for the references: the front end remembers thumbnails by it, and keeps them out of workflows.
+`blocks` are shares of the LoRA's energy and add up to 1. The last line of a LoRA is there when it is on a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from .images import Reference
+from .lora import LoRA
+from .lora_plot import inner_by_place
+from .thumbnail import thumbnail
+
+MOST_THUMBNAILS = 8
+THUMBNAIL_SIDE = 64  # pixels; drawn at half of that, sharp on dense screens
+
+Card = dict[str, Any]
+
+
+def prediction_card(references: Sequence[Reference], lora: LoRA, note: str = "") -> Card:
+    """The card of a prediction, with thumbnails of the first references. `note`: what the artist should know."""
+    return {
+        "references": len(references),
+        "id": hashlib.sha256("".join(each.hash for each in references).encode()).hexdigest()[:16],
+        "thumbnails": [thumbnail([each], THUMBNAIL_SIDE) for each in references[:MOST_THUMBNAILS]],
+        "loras": [lora_entry(lora)],
+        "lines": [note] if note else [],
+    }
+
+
+def text_card(text: str) -> Card:
+    """The card of a node that has nothing to draw: what it says, line by line."""
+    return {"lines": text.splitlines()}
+
+
+def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
+    """One LoRA of a card; `applied`: the entries of one that is on a model."""
+    energies: dict[
+        tuple[str, int], float
+    ] = {}  # by block, in the order in which a picture passes through them
+    for place, energy in sorted(inner_by_place(lora, lora).items(), key=lambda item: item[0].order):
+        block = place.section, place.index
+        energies[block] = energies.get(block, 0.0) + energy
+    total = sum(energies.values()) or 1.0
+    blocks = [[*block, round(energy / total, 4)] for block, energy in energies.items()]
+    return {"role": role, "rank": lora.rank, "layers": lora.n_layers, "blocks": blocks, **applied}
+
+
+def warning(id: str, text: str, **values: Any) -> Card:
+    """Something that the artist should know. The front end translates by `id` and `values`; `text` is the English."""
+    return {"id": id, "text": text, **values}

@@ -1,0 +1,76 @@
+"""Styles in parts of a picture: each region is a conditioning with a mask, and rows of its own in the forward.
+
+    x0 = sum_r m_r x0_r / sum_r m_r        the host's own mix of masked conditionings, at every step
+
+Masks on tokens (`live_lora.LiveLoRA.mask`) need no further rows, but where tokens agree on one style by attention
+both styles end up everywhere: docs/fusion.md has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..curve import Curve
+from ..errors import I2LError
+from .branches import Branch, tagged
+from .live import attach
+from .live_lora import LiveLoRA, check_mask
+from .lora_model import lora_of
+from .patch import layout_of_model
+
+Conditioning = list[list[Any]]
+
+_WHOLE = "i2l_without_regions"  # in the values of each entry: what was asked for before the first region
+
+
+def add_region(
+    model: ModelPatcher,
+    positive: Conditioning,
+    value: Any,
+    mask: Tensor,
+    strength: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
+    curve: Curve | None = None,
+    prompt: Conditioning | None = None,
+) -> tuple[ModelPatcher, Conditioning]:
+    """(a clone of `model`, `positive` with one region more), which belong together; what came in stays as it is.
+
+    Inside of `mask`, (N, H, W) in 0..1, the LORA_MODEL `value` acts and `prompt` is drawn, or without one what
+    `positive` asked for before its first region; outside of it all is as it was. A region lies on top of earlier
+    ones. Each is one prediction more per step, on the positive side alone. `start`, `end`, `curve`: as in `LiveLoRA`.
+    Raises I2LError for a mask without area or with NaN, no prompt, and a LoRA that does not fit.
+    """
+    if not positive:
+        raise I2LError("positive has no prompt; connect a CLIP Text Encode")
+    check_mask(mask)
+    mask = mask.float().clamp(0, 1)
+    if not mask.any():
+        raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
+    tag = f"region {uuid4().hex}"
+    lora = lora_of(value, layout_of_model(model))
+    styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, start, end, curve=curve))
+    whole = positive[0][1].get(_WHOLE, positive)
+    regions = [*_within(positive, 1 - mask), *tagged(_within(prompt or whole, mask), tag)]
+    return styled, [[tensor, {**values, _WHOLE: whole}] for tensor, values in regions]
+
+
+def _within(conditioning: Conditioning, mask: Tensor) -> Conditioning:
+    """The entries that have a say where `mask` is above 0, there and with that weight."""
+    found = []
+    for tensor, values, *_ in conditioning:
+        own = values.get("mask")
+        part = mask if own is None else mask * _resized(own, mask)
+        if part.any():
+            found.append([tensor, {**values, "mask": part}])
+    return found
+
+
+def _resized(mask: Tensor, like: Tensor) -> Tensor:
+    mask = mask.reshape(-1, *mask.shape[-2:]).to(like)
+    return F.interpolate(mask[:, None], like.shape[-2:], mode="area")[:, 0]
