@@ -112,6 +112,23 @@ def test_inpainting_leaves_every_pixel_outside_of_the_mask(server: ComfyClient):
     assert gap(everywhere, inside) > 10
 
 
+def test_styles_stay_in_their_regions(server: ComfyClient):
+    prompt = shipped(server, "style_regions")
+    shown = titled(prompt, "Save Image")
+    prompts = prompt, _with_style_a_alone(prompt)
+    both, alone = (array(*images(server, server.queue(each), shown)) for each in prompts)
+    change = (both - alone).abs().float().mean((0, 2))  # of each column
+    middle = len(change) // 2
+    assert change[middle + 8 :].mean() > 40
+    assert change[: middle - 8].mean() < 0.2 * change[middle + 8 :].mean()
+
+
+def _with_style_a_alone(prompt):
+    other = copy.deepcopy(prompt)
+    other[titled(other, "Region B")]["inputs"]["lora"] = [titled(other, "Style A"), 0]
+    return other
+
+
 def test_a_morph_starts_and_ends_with_the_single_styles(server: ComfyClient):
     prompt = shipped(server, "morph")
     result = server.queue(prompt)

@@ -203,6 +203,20 @@ def img2img_inpaint(card: Card, shown: Pictures) -> None:
     card.badge("all of it", SIDE - MARGIN, SIDE - MARGIN)
 
 
+def style_regions(card: Card, shown: Pictures) -> None:
+    pair = (INNER - 64) / 2
+    bottom = card.row(shipped("neon_1", "neon_4"), MARGIN, MARGIN, pair)
+    card.row(shipped("glass_1", "glass_4"), SIDE - MARGIN - pair, MARGIN, pair)
+    (picture,) = shown["Save Image"]
+    side = SIDE - 2 * MARGIN - bottom + MARGIN - 64
+    left, top = (SIDE - side) / 2, SIDE - MARGIN - side
+    for x, words in ((left + side / 4, "A"), (left + 3 * side / 4, "B")):
+        card.arrow(x, (bottom + top) / 2)
+        outer = left / 2 if words == "A" else SIDE - left / 2
+        card.text(words, outer, top + side / 2, TITLE, ACCENT)
+    card.paste(picture, left, top, side, ACCENT)
+
+
 def morph(card: Card, shown: Pictures) -> None:
     frames = shown["One by one"]
     pair = (INNER - 64) / 2
@@ -223,6 +237,7 @@ TINY: dict[str, Callable[[Card, Pictures], None]] = {
     "asymmetric_guidance": asymmetric_guidance,
     "style_library": style_library,
     "img2img_inpaint": img2img_inpaint,
+    "style_regions": style_regions,
     "morph": morph,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .graph import AMBER, BLUE, FIRST, GREEN, PLAIN, PURPLE, Look, Socket, Workflow
+from .graph import AMBER, BLUE, FIRST, GREEN, PLAIN, POSITIVE, PURPLE, Look, Socket, Workflow
 from .parts import (
     CARD,
     PICTURE,
@@ -168,6 +168,34 @@ def img2img_inpaint(flow: Workflow) -> None:
     )
 
 
+def style_regions(flow: Workflow) -> None:
+    flow.group("1  Style A", BLUE, PICTURE)
+    neon = references(flow, "neon_1.png", "neon_4.png", columns=1)
+    flow.group("2  Style B", BLUE, PICTURE)
+    glass = references(flow, "glass_1.png", "glass_4.png", columns=1, first=3)
+    flow.group("3  A LoRA of each, and where B goes", GREEN, 300)
+    world = demo(flow)
+    a = predicted(flow, world.predictor, neon, Look("Style A"))["lora"]
+    b = predicted(flow, world.predictor, glass, Look("Style B"))["lora"]
+    mask = Look("White: B goes here", height=318)
+    right = flow.picture("scene_mask.png", mask, "LoadImageMask", channel="red")["mask"]
+    flow.group("4  What to draw, and where", AMBER, 340, 300)
+    prompts = texts(flow, world.clip, "one house on the left")
+    look = Look("Draw this in B", height=120, colors=POSITIVE)
+    other = flow.add("CLIPTextEncode", look, clip=world.clip, text="one tree on the right")["conditioning"]
+    latent = square(flow)
+    left = flow.add("InvertMask", Look("The rest: A", column=1), mask=right)["mask"]
+    inputs = {"model": world.model, "positive": prompts[0], "lora": a, "mask": left}
+    region = flow.add("StyleRegion", Look("Region A", column=1, room=60), **inputs, strength=1.0)
+    inputs = {"model": region["model"], "positive": region["positive"], "lora": b, "mask": right}
+    look = Look("Region B", column=1, room=60)
+    region = flow.add("StyleRegion", look, **inputs, strength=1.0, prompt=other)
+    flow.group("5  Two styles, each in its place", PURPLE, 320, 400)
+    drawn = sampled(flow, region["model"], (region["positive"], prompts[1]), latent, 7)
+    picture = decoded(flow, drawn, world.vae)
+    flow.add("SaveImage", Look(column=1, height=440), images=picture, filename_prefix="i2l/regions")
+
+
 def morph(flow: Workflow) -> None:
     flow.group("1  Style A", BLUE, PICTURE)
     glass = references(flow, "glass_1.png", "glass_4.png", columns=1)
@@ -238,5 +266,6 @@ TINY = {
     "asymmetric_guidance": asymmetric_guidance,
     "style_library": style_library,
     "img2img_inpaint": img2img_inpaint,
+    "style_regions": style_regions,
     "morph": morph,
 }
