@@ -5,11 +5,10 @@ from __future__ import annotations
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
-from ..i2l_core.host.library import fingerprint_library, library_folders, read_library
+from ..i2l_core.host.library import EXAMPLES, fingerprint_library, library_folders, read_library
 from .report import Report
 from .sockets import CATEGORY, Reference
 
-NO_FOLDERS = "make a folder of folders in input"
 MOST_PICTURES = 64
 
 
@@ -33,9 +32,9 @@ class ImagesFromFolder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=library_folders() or [NO_FOLDERS],
+                    options=[*library_folders(), EXAMPLES],
                     tooltip="A folder in ComfyUI's input folder whose sub-folders hold pictures, one style each. "
-                    "Press R to list a folder just made.",
+                    "Press R to list a folder just made. The examples come with the pack.",
                 ),
                 io.Int.Input(
                     "most_pictures",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-# For the tiny backbone of the demo. What it predicts depends on every pixel of every picture, on their sizes and on
+# For the layers it is given. What it predicts depends on every pixel of every picture, on their sizes and on
 # how many there are; it has parameters, a buffer that is saved and one that is not.
 STYLE = """
 import math
@@ -19,12 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-TARGETS = {
-    **{f"layers.{i}.attention.to_q": (256, 256) for i in (0, 3)},
-    **{f"layers.{i}.attention.to_v": (256, 256) for i in (0, 3)},
-    "layers.1.feed_forward.w2": (FFN, 256),
-    "noise_refiner.0.attention.to_out.0": (256, 256),
-}
+TARGETS = LAYERS
 
 
 class Style(nn.Module):
@@ -74,14 +69,31 @@ def write(folder: Path, program: str, **files: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-def style(folder: Path, weights: bool = True, shards: int = 1, more: str = "", seed: int = 0) -> Path:
-    """The template of STYLE, with random weights in files, or without files."""
+def demo_layers() -> dict[str, tuple[int, int]]:
+    """Layers of the tiny backbone of the demo, with what goes in and out."""
     from i2l.i2l_core.demo.backbone import BackboneConfig
 
+    return {
+        **{f"layers.{i}.attention.to_q": (256, 256) for i in (0, 3)},
+        **{f"layers.{i}.attention.to_v": (256, 256) for i in (0, 3)},
+        "layers.1.feed_forward.w2": (BackboneConfig().ffn_dim, 256),
+        "noise_refiner.0.attention.to_out.0": (256, 256),
+    }
+
+
+def style(
+    folder: Path,
+    weights: bool = True,
+    shards: int = 1,
+    more: str = "",
+    seed: int = 0,
+    layers: dict[str, tuple[int, int]] | None = None,
+) -> Path:
+    """The template of STYLE, with random weights in files, or without files, for layers of the demo or others."""
     names = ["model"] if shards == 1 else [f"model__{i + 1:05}" for i in range(shards)]
     path = [f"{name.replace('__', '-')}.safetensors" for name in names]
     program = (
-        STYLE.replace("FFN", str(BackboneConfig().ffn_dim))
+        STYLE.replace("LAYERS", repr(layers or demo_layers()))
         .replace("PATH = PATH", f"PATH = {path if shards > 1 else path[0] if weights else None!r}")
         .replace("MORE", more)
     )

@@ -82,16 +82,28 @@ def test_pictures_are_read_when_their_turn_comes_upright_and_not_too_large(folde
 
 
 def test_only_folders_of_folders_in_input_are_listed(folder: Path):
-    from i2l.nodes.folder import NO_FOLDERS, ImagesFromFolder
+    from i2l.nodes.folder import EXAMPLES, ImagesFromFolder
 
     combo: Any = ImagesFromFolder.define_schema().inputs[0]
-    assert combo.options == [NO_FOLDERS]
+    assert combo.options == [EXAMPLES]
     picture(folder / "ink" / "a.png", "black")
     picture(folder.parent / "single.png", "black")
     picture(folder.parent / "top" / "a.png", "black")
     combo = ImagesFromFolder.define_schema().inputs[0]
-    assert combo.options == [".", "styles"]
+    assert combo.options == [".", "styles", EXAMPLES]
     assert run(".")[1] == ["top"]  # styles itself has no pictures of its own
+
+
+def test_the_examples_that_ship_are_there_without_any_folder(folder: Path):
+    from i2l.nodes.folder import EXAMPLES, ImagesFromFolder
+
+    references, names, report = run(EXAMPLES, most=3)
+    assert names == ["chalk", "clay", "poster", "watercolour"]
+    assert [len(one) for one in references] == [3] * 4
+    assert report == "4 styles, 12 pictures"
+    assert ImagesFromFolder.fingerprint_inputs(EXAMPLES, 3) == ImagesFromFolder.fingerprint_inputs(
+        EXAMPLES, 3
+    )
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "/etc", "nowhere", "styles/../../outside"])

@@ -1,15 +1,13 @@
-"""What the artist sees of the nodes: tooltips, help pages, translations, and the workflow that is shipped."""
+"""What the artist sees of the nodes: tooltips, help pages, translations."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
-from itertools import combinations
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from i2l.tools.english import inputs_of
 from i2l.tools.host import ROOT
@@ -30,9 +28,6 @@ IDS = (
     "LoRABlocks",
     "LoadI2LDemo",
 )
-WORKFLOW = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))
-NODES = {node["id"]: node for node in WORKFLOW["nodes"]}
-TITLE = 30  # pixels that a node's title takes above its position
 
 
 def translations(language: str) -> dict[str, Any]:
@@ -111,54 +106,3 @@ def test_every_node_has_a_help_page(schemas, id: str):
     for entry in (*inputs_of(schemas[id]).values(), *schemas[id].outputs):
         name = re.sub(r"_\d+$", "", entry.id or entry.display_name)  # lora_2 is explained with lora_1
         assert f"**{name}" in page, name
-
-
-# the shipped workflow, as data
-
-
-def test_links_of_the_workflow_agree_on_both_ends():
-    ends = {link[0]: link for link in WORKFLOW["links"]}
-    for number, source, slot, target, place, kind in WORKFLOW["links"]:
-        assert number in NODES[source]["outputs"][slot]["links"]
-        assert NODES[target]["inputs"][place]["link"] == number
-        assert NODES[source]["outputs"][slot]["type"] == NODES[target]["inputs"][place]["type"] == kind
-    for node in NODES.values():
-        assert all(entry["link"] in ends for entry in node["inputs"] if entry["link"] is not None)
-    assert WORKFLOW["last_node_id"] == max(NODES)
-    assert WORKFLOW["last_link_id"] == max(ends)
-
-
-def test_our_nodes_in_the_workflow_have_the_sockets_of_their_schema(schemas):
-    for node in NODES.values():
-        schema = schemas.get(node["type"])
-        if schema is None:
-            continue
-        assert [o["name"] for o in node["outputs"]] == [o.id or o.display_name for o in schema.outputs]
-        names = {entry["name"].split(".")[0] for entry in node["inputs"]}
-        widgets = len(node.get("widgets_values", []))
-        assert len(names) + widgets == len(schema.inputs)
-
-
-def test_nothing_overlaps_and_every_node_is_in_one_group():
-    boxes = {
-        node["id"]: (x, y - TITLE, x + node["size"][0], y + node["size"][1])
-        for node in NODES.values()
-        for x, y in [node["pos"]]
-    }
-    for (a, one), (b, two) in combinations(boxes.items(), 2):
-        apart = one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
-        assert apart, f"{NODES[a]['type']} and {NODES[b]['type']} overlap"
-    groups = [(x, y, x + w, y + h) for group in WORKFLOW["groups"] for x, y, w, h in [group["bounding"]]]
-    for id, (left, top, right, bottom) in boxes.items():
-        inside = [g for g in groups if g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3]]
-        assert len(inside) == (0 if NODES[id]["type"] == "MarkdownNote" else 1), NODES[id]["type"]
-    assert all(group["title"] for group in WORKFLOW["groups"])
-
-
-def test_pictures_of_the_workflow_are_shipped():
-    names = [node["widgets_values"][0] for node in NODES.values() if node["type"] == "LoadImage"]
-    assert len(names) == len(set(names)) >= 2
-    for name in names:
-        with Image.open(ROOT / "workflows" / "references" / name) as image:
-            assert image.size == (128, 128)
-            assert image.mode == "RGB"

@@ -12,10 +12,15 @@ def test_pictures_are_grouped_by_the_name_before_their_number(tmp_path):
     sets = reference_sets(tmp_path)
     assert {style: [path.name for path in paths] for style, paths in sets.items()} == {
         "blue-print": ["blue-print-01.png"],
-        "plain": ["plain.png"],
         "woodcut": ["woodcut_1.png", "woodcut_2.png"],
     }
     assert list(reference_sets(tmp_path, ["woodcut"])) == ["woodcut"]
+
+
+def test_pictures_without_numbers_are_styles_where_none_has_one(tmp_path):
+    for name in ("ink.png", "oil.png"):
+        (tmp_path / name).touch()
+    assert list(reference_sets(tmp_path)) == ["ink", "oil"]
 
 
 def test_unknown_style_and_empty_folder_are_named(tmp_path):

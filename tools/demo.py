@@ -113,9 +113,13 @@ def _read_workflow(path: Path) -> dict[str, Any]:
 
 
 def reference_sets(folder: Path, styles: Sequence[str] | None = None) -> dict[str, list[Path]]:
-    """Style -> its pictures: NAME_1.png, NAME_2.png, ... are one style. GraphError when there is none."""
+    """Style -> its pictures: NAME_1.png, NAME_2.png, ... are one style. GraphError when there is none.
+
+    A picture without a number is a style for itself where none has one, and no style beside some that have.
+    """
+    paths = sorted(folder.glob("*.png"))
     sets: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in [path for path in paths if path.stem[-1].isdigit()] or paths:
         sets.setdefault(re.sub(r"[-_ ]*\d+$", "", path.stem) or path.stem, []).append(path)
     for style in styles or ():
         if style not in sets:

@@ -13,7 +13,7 @@ node's schema, where
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 AUTOGROW = "COMFY_AUTOGROW_V3"
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 SEEDS = {"seed", "noise_seed"}
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 
 class GraphError(ValueError):
@@ -163,11 +164,12 @@ def _bypass(node: Mapping[str, Any], link: Link) -> int | None:
 def _widget_values(graph: Graph, node: Mapping[str, Any]) -> dict[str, Any]:
     saved = node.get("widgets_values") or []
     if isinstance(saved, Mapping):
-        names = [name for name, _ in _schema_widgets(graph.schema(node), lambda name: saved.get(name))]
-        return {name: saved[name] for name in names if name in saved}
+        widgets = [one for one in schema_inputs(graph.schema(node), saved.get) if one.is_widget]
+        return {one.name: saved[one.name] for one in widgets if one.name in saved}
     reader = _Reader(node, saved)
-    for name, options in _schema_widgets(graph.schema(node), reader.last):
-        reader.take(name, options)
+    for one in schema_inputs(graph.schema(node), reader.values.get):
+        if one.is_widget:
+            reader.take(one.name, one.options)
     return reader.values
 
 
@@ -184,43 +186,56 @@ class _Reader:
         """The next value is that of input `name`. A value missing at the end gets the schema's default."""
         if self._next < len(self._saved):
             self.values[name] = self._saved[self._next]
-            self._next += 2 if _has_control(name, options, self._saved[self._next + 1 :]) else 1
+            following = self._saved[self._next + 1 : self._next + 2]
+            controlled = is_controlled(name, options) and following and following[0] in CONTROLS
+            self._next += 2 if controlled else 1
         elif "default" in options:
             self.values[name] = options["default"]
         else:
             raise GraphError(f"{_name(self._node)}: the file has no value for the input {name!r}.")
 
-    def last(self, name: str) -> Any:
-        return self.values.get(name)
+
+def is_controlled(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the front end gives the input a second widget: what happens to its value after a run."""
+    return bool(options.get("control_after_generate")) or name in SEEDS
 
 
-def _has_control(name: str, options: Mapping[str, Any], rest: Sequence[Any]) -> bool:
-    """Whether the next saved value is the control of a seed and not a value of the node."""
-    asked = bool(options.get("control_after_generate")) or name in SEEDS
-    return asked and bool(rest) and rest[0] in ("fixed", "increment", "decrement", "randomize")
+@dataclass(frozen=True)
+class Input:
+    """One input of a node; the inputs that an option of a dynamic combo brings have its name before theirs."""
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    optional: bool
+
+    @property
+    def is_widget(self) -> bool:
+        return self.kind in WIDGET_TYPES | {DYNAMIC_COMBO} and not self.options.get("forceInput")
 
 
-def _schema_widgets(schema: Mapping[str, Any], value_of: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, options) of each input that has a widget, in order. value_of(name) gives the value just read."""
-    yield from _widgets_of(schema["input"], schema.get("input_order"), "", value_of)
+def schema_inputs(schema: Mapping[str, Any], value_of: Callable[[str], Any]) -> Iterator[Input]:
+    """Each input in order. value_of(name) gives the value of a dynamic combo just yielded."""
+    yield from _inputs_of(schema["input"], schema.get("input_order"), "", value_of)
 
 
-def _widgets_of(
-    inputs: Mapping[str, Any], order: Mapping[str, Sequence[str]] | None, prefix: str, value_of: Any
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _inputs_of(
+    inputs: Mapping[str, Any],
+    order: Mapping[str, Sequence[str]] | None,
+    prefix: str,
+    value_of: Callable[[str], Any],
+) -> Iterator[Input]:
     for group in ("required", "optional"):
         entries = inputs.get(group) or {}
         for short in (order or {}).get(group) or entries:
             kind, options = _kind_and_options(entries[short])
             name = prefix + short
+            yield Input(name, kind, options, optional=group == "optional")
             if kind == DYNAMIC_COMBO:
-                yield name, options
                 chosen = value_of(name)
                 for option in options.get("options", []):
                     if option["key"] == chosen:
-                        yield from _widgets_of(option["inputs"], None, f"{name}.", value_of)
-            elif kind in WIDGET_TYPES and not options.get("forceInput"):
-                yield name, options
+                        yield from _inputs_of(option["inputs"], None, f"{name}.", value_of)
 
 
 def _kind_and_options(entry: Sequence[Any]) -> tuple[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""A folder of styles: each sub-folder of pictures in ComfyUI's input folder is one style."""
+"""A folder of styles: each sub-folder of pictures is one style. In ComfyUI's input folder, or that of the pack."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from ..images import Reference
 from ..new_file import safe_join
 from ..pictures import SUFFIXES, read_reference
 from .predictor import Progress
+
+EXAMPLES = "(examples of i2L)"  # the library that ships with the pack, beside those of the input folder
+_SHIPPED = Path(__file__).resolve().parents[2] / "workflows" / "library"
 
 LARGEST = 1024  # pixels of the longer side: no encoder looks closer
 _MOST_FOLDERS = 10_000  # that are looked at for the list of a widget
@@ -60,21 +63,21 @@ def library_folders() -> list[str]:
 
 
 def read_library(name: str, most: int, progress: Progress | None = None) -> Library:
-    """The styles in a folder of `library_folders()`, of each the first `most` pictures by name.
+    """The styles in a folder of `library_folders()`, or in EXAMPLES, of each the first `most` pictures by name.
 
     Every picture is read once, to tell now which are broken: they are left out and named, and so are styles
     without any that can be read. Stops with the host's own exception when the user cancels. Raises I2LError when
     the folder leaves the input folder or holds no style that can be read.
     """
-    folder = _inside(name)
+    folder, root = _inside(name)
     styles, failures = {}, []
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     for done, path in enumerate(folders, 1):
-        if problem := _problem(path):
+        if problem := _problem(path, root):
             failures.append(f"{path.name}: {problem}")
             continue
         good = []
-        for picture in _pictures(path):
+        for picture in _pictures(path, root):
             comfy.model_management.throw_exception_if_processing_interrupted()
             if len(good) == most:
                 break
@@ -102,12 +105,12 @@ def read_library(name: str, most: int, progress: Progress | None = None) -> Libr
 
 def fingerprint_library(name: str) -> str:
     """Changes when a picture of the folder is added, removed or written anew."""
-    folder = _inside(name)
+    folder, root = _inside(name)
     about = [
         (str(path), path.stat())
         for one in sorted(folder.iterdir())
         if one.is_dir()
-        for path in _pictures(one)
+        for path in _pictures(one, root)
     ]
     text = "".join(f"{path} {stat.st_mtime_ns} {stat.st_size};" for path, stat in about)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -117,7 +120,10 @@ def _root() -> Path:
     return Path(folder_paths.get_input_directory()).resolve()
 
 
-def _inside(name: str) -> Path:
+def _inside(name: str) -> tuple[Path, Path]:
+    """(the folder of a name, the folder that nothing read from it may lead out of)."""
+    if name == EXAMPLES:
+        return _SHIPPED, _SHIPPED
     root = _root()
     path = (root / name).resolve()
     if not path.is_relative_to(root) or not path.is_dir():
@@ -125,24 +131,24 @@ def _inside(name: str) -> Path:
             f"there is no folder {name[:120]!r} in {root}; make one there, with a sub-folder of pictures for each "
             "style, and press R"
         )
-    return path
+    return path, root
 
 
-def _problem(folder: Path) -> str:
+def _problem(folder: Path, root: Path) -> str:
     """Why a folder cannot be a style, or nothing."""
-    if not folder.resolve().is_relative_to(_root()):
+    if not folder.resolve().is_relative_to(root):
         return "it is a link that leads out of the input folder"
     try:
-        safe_join(_root(), folder.name)
+        safe_join(root, folder.name)
     except I2LError:
         return "a LoRA could not be saved under this name; rename the folder"
     return ""
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The picture files directly in a folder that do not lead out of the input folder, by name."""
+def _pictures(folder: Path, root: Path) -> list[Path]:
+    """The picture files directly in a folder that do not lead out of `root`, by name."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if path.resolve().is_relative_to(_root()))
+    return sorted(path for path in found if path.resolve().is_relative_to(root))
 
 
 def _picture_folders(root: Path) -> Iterator[Path]:

@@ -95,8 +95,8 @@ class TinyWorld:
         self.layers = adapted_layers(backbone.config)
         if checkpointing:
             checkpoint_blocks(self._backbone)
-        if compiled:
-            self._backbone.compile()
+        # only where gradients flow: each other use would be compiled anew, for minutes
+        self._learning = torch.compile(self._backbone) if compiled else self._backbone
 
     def sigmas(self, u: Tensor) -> Tensor:
         return shifted(u)
@@ -110,7 +110,8 @@ class TinyWorld:
     def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
         context = torch.stack([text["context"] for text in texts]).to(x)
         pairs = {t.weight: (down.to(x), up.to(x)) for t, (down, up) in (layers or {}).items()}
-        return self._backbone(x, sigma, context, pairs)
+        network = self._learning if torch.is_grad_enabled() else self._backbone
+        return network(x, sigma, context, pairs)
 
     def check_prompt(self, prompt: str, name: str) -> None:
         if unknown := unknown_words(prompt):

@@ -39,7 +39,7 @@ class BaseTable:
     id: str = ""  # of a model that the pack does not know, as predictor files name it
     checkpointing: bool = True  # compute activations of a block again in the backward pass, to save memory
     compile: bool = (
-        False  # TINY_WORLD: with torch.compile, half again as fast; not together with checkpointing
+        False  # TINY_WORLD: with torch.compile, half again as fast once compiled; not with checkpointing
     )
 
     def __post_init__(self) -> None:

@@ -207,7 +207,11 @@ class Training:
         """Every device predicts, as the predictor may be spread over them; the first one draws."""
         run, styles = self._config.run, self._unseen or self._styles
         table = replace(self._config.pairing, targets=_SHEET_PROMPTS, gray=0.0, single=0.0, empty_prompts=0.0)
-        pairs = draw(styles, table, run.sheet_styles, _UNSEEN_SEED, 0)
+        each = [
+            Styles(styles.data, (name,), (found,))
+            for name, found in zip(styles.names, styles.members, strict=True)
+        ]
+        pairs = [draw(one, table, 1, _UNSEEN_SEED, n)[0] for n, one in enumerate(each[: run.sheet_styles])]
         batch = self._batch(pairs)
         with self._averaged():
             with self._accelerator.autocast():

@@ -1,0 +1,367 @@
+"""`python -m tools.template_pictures`: the pictures of the template browser, workflows/NAME.jpg, over what is there.
+
+Those of the tiny world show what the workflow gives: it is run on a real server, as it ships (start_here with
+another text). Those of the real models show what goes in and what is done with it, and say so: nobody has run
+these models here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from .api_graph import with_text, without_lora
+from .comfy_client import ComfyClient, ComfyError
+from .comfy_server import ComfyServer
+from .graph_to_api import graph_to_api
+from .host import ROOT
+
+FOLDER = ROOT / "workflows"
+REFERENCES = FOLDER / "references"
+LIBRARY = FOLDER / "library"
+
+SIDE = 768  # pixels of a card; the template browser shows it as a square of about 220
+MARGIN = 24
+GAP = 16
+GROUND, PANEL, INK, SOFT, ACCENT = "#17181d", "#24262e", "#f4f2ec", "#a9adb8", "#8f74ff"
+TEXT, SMALL, TITLE = 34, 26, 62
+INNER = SIDE - 2 * MARGIN
+QUALITY = 88
+FIRST_TEXT = "one house in the middle"  # of start_here: its own leaves half of the picture empty
+
+Prompt = dict[str, dict[str, Any]]
+Pictures = Mapping[str, Sequence[Image.Image]]  # by the titles of the nodes that show them
+
+
+class Card:
+    """A square to draw on, with places in pixels."""
+
+    def __init__(self) -> None:
+        self.image = Image.new("RGB", (SIDE, SIDE), GROUND)
+        self._pen = ImageDraw.Draw(self.image)
+
+    def paste(self, picture: Image.Image, left: float, top: float, side: float, frame: str = "") -> None:
+        """A square picture with round corners, enlarged smoothly; framed in a colour if it is what matters."""
+        left, top, side = round(left), round(top), round(side)
+        if frame:
+            self._pen.rounded_rectangle((left - 5, top - 5, left + side + 4, top + side + 4), 17, frame)
+        mask = Image.new("L", (4 * side, 4 * side))
+        ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * side - 1, 4 * side - 1), 48, 255)
+        fitted = picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        self.image.paste(fitted, (left, top), mask.resize((side, side), Image.Resampling.LANCZOS))
+
+    def row(
+        self, pictures: Sequence[Image.Image], left: float, top: float, width: float, gap: float = GAP
+    ) -> float:
+        """Pictures side by side over a width; returns where they end below."""
+        side = (width - gap * (len(pictures) - 1)) / len(pictures)
+        for i, picture in enumerate(pictures):
+            self.paste(picture, left + i * (side + gap), top, side)
+        return top + side
+
+    def text(
+        self, words: str, x: float, y: float, size: int = TEXT, color: str = INK, anchor: str = "mm"
+    ) -> None:
+        self._pen.text((x, y), words, color, ImageFont.load_default(size), anchor=anchor)
+
+    def arrow(self, x: float, y: float, down: bool = True, size: float = 22, color: str = ACCENT) -> None:
+        """A filled head, pointing down or right, its middle at a place."""
+        a, b = size, size * 0.55
+        points = [(-a, -b), (a, -b), (0, b)] if down else [(-b, -a), (-b, a), (b, 0)]
+        self._pen.polygon([(x + dx, y + dy) for dx, dy in points], color)
+
+    def badge(self, words: str, right: float, bottom: float) -> None:
+        """A few letters in the lower right corner of a picture."""
+        width = ImageFont.load_default(SMALL).getlength(words) + 20
+        self._pen.rounded_rectangle((right - width - 6, bottom - 44, right - 6, bottom - 6), 12, ACCENT)
+        self.text(words, right - width / 2 - 6, bottom - 25, SMALL)
+
+    def box(
+        self, words: str, left: float, top: float, width: float, height: float, color: str = PANEL
+    ) -> None:
+        self._pen.rounded_rectangle((left, top, left + width, top + height), 16, color)
+        lines = words.split("\n")
+        for i, line in enumerate(lines):
+            y = top + height / 2 + (i - (len(lines) - 1) / 2) * 38
+            self.text(line, left + width / 2, y, TEXT if i == 0 else SMALL, INK if i == 0 else SOFT)
+
+    def frame(self, words: str, left: float, top: float, width: float, height: float) -> None:
+        """A dashed place where nothing is yet."""
+        for x in range(round(left), round(left + width), 24):
+            for y in (top, top + height):
+                self._pen.line((x, y, min(x + 14, left + width), y), SOFT, 3)
+        for y in range(round(top), round(top + height), 24):
+            for x in (left, left + width):
+                self._pen.line((x, y, x, min(y + 14, top + height)), SOFT, 3)
+        self.text(words, left + width / 2, top + height / 2, TEXT, SOFT)
+
+
+def shipped(*names: str) -> list[Image.Image]:
+    return [Image.open(REFERENCES / f"{name}.png").convert("RGB") for name in names]
+
+
+def four(style: str) -> list[Image.Image]:
+    return shipped(*(f"{style}_{i}" for i in (1, 2, 3, 4)))
+
+
+def masked(picture: Image.Image, mask: Image.Image, color: str = ACCENT, share: float = 0.45) -> Image.Image:
+    """The picture with its masked part tinted."""
+    tint = Image.blend(picture, Image.new("RGB", picture.size, color), share)
+    return Image.composite(tint, picture, mask.convert("L"))
+
+
+def _before_and_after(
+    card: Card, references: Sequence[Image.Image], results: Sequence[tuple[str, Image.Image]]
+) -> None:
+    """References above, two large pictures below, the second one framed."""
+    bottom = card.row(references, MARGIN, MARGIN, INNER)
+    side = (INNER - GAP) / 2
+    top = SIDE - MARGIN - side - 52
+    card.arrow(SIDE / 2, (bottom + top) / 2)
+    for i, (words, picture) in enumerate(results):
+        left = MARGIN + i * (side + GAP)
+        card.paste(picture, left, top, side, ACCENT if i else "")
+        card.text(words, left + side / 2, SIDE - MARGIN - 20)
+
+
+def start_here(card: Card, shown: Pictures) -> None:
+    (after,), (before,) = shown["Save Image"], shown["without"]
+    _before_and_after(card, four("neon"), (("without", before), ("with the style", after)))
+
+
+def many_references(card: Card, shown: Pictures) -> None:
+    page, window = shipped("page", "page_mask")
+    outside = masked(page, ImageChops.invert(window), GROUND, 0.75)
+    (one,), (every,) = shown["The page alone"], shown["All four"]
+    pictures = [*shipped("neon_1", "neon_2", "neon_3"), outside]
+    _before_and_after(card, pictures, (("from the page", one), ("from all four", every)))
+    side = (INNER - 3 * GAP) / 4
+    card.badge("2 x", MARGIN + 3 * side + 2 * GAP, MARGIN + side)
+    card.badge("mask", MARGIN + INNER, MARGIN + side)
+
+
+def asymmetric_guidance(card: Card, shown: Pictures) -> None:
+    (plain,), (asymmetric,) = shown["Plain CFG"], shown["Asymmetric CFG"]
+    _before_and_after(card, four("blueprint"), (("plain CFG", plain), ("asymmetric", asymmetric)))
+
+
+def fuse_styles(card: Card, shown: Pictures) -> None:
+    pair = (INNER - 64) / 2
+    bottom = card.row(shipped("neon_1", "neon_4"), MARGIN, MARGIN, pair)
+    card.row(shipped("glass_1", "glass_4"), SIDE - MARGIN - pair, MARGIN, pair)
+    card.text("+", SIDE / 2, (MARGIN + bottom) / 2, TITLE, ACCENT)
+    (a,), (mix,), (b,) = shown["Style A"], shown["The mix"], shown["Style B"]
+    large, small = 400.0, 146.0
+    top = SIDE - MARGIN - large
+    card.arrow(SIDE / 2, (bottom + top) / 2)
+    card.paste(mix, (SIDE - large) / 2, top, large, ACCENT)
+    for picture, left in ((a, MARGIN), (b, SIDE - MARGIN - small)):
+        card.paste(picture, left, SIDE - MARGIN - small, small)
+    card.text("A", MARGIN + small / 2, SIDE - MARGIN - small - 28)
+    card.text("B", SIDE - MARGIN - small / 2, SIDE - MARGIN - small - 28)
+    card.text("mix", SIDE - MARGIN - small / 2, top + 26, TEXT, ACCENT)
+
+
+def style_library(card: Card, shown: Pictures) -> None:
+    folders = sorted(path for path in LIBRARY.iterdir() if path.is_dir())
+    width = (INNER - 2 * GAP) / 2
+    for i, (folder, picture) in enumerate(zip(folders, shown["Save Image"], strict=True)):
+        left = MARGIN + (i % 2) * (width + 2 * GAP)
+        top = MARGIN + (i // 2) * (SIDE - MARGIN) / 2
+        references = [Image.open(path) for path in sorted(folder.glob("*.png"))]
+        side = (300 - 3 * 8) / 4
+        for number, reference in enumerate(references):
+            card.paste(reference, left, top + 44 + number * (side + 8), side)
+        card.text(folder.name, left, top + 18, TEXT, INK, "lm")
+        card.arrow(left + side + 16, top + 44 + 150, down=False, size=12)
+        card.paste(picture, left + side + 30, top + 44, width - side - 30)
+
+
+def img2img_inpaint(card: Card, shown: Pictures) -> None:
+    picture, mask = shipped("scene", "scene_mask")
+    side = (INNER - GAP) / 2
+    small = (side - GAP) / 2
+    card.paste(masked(picture, mask), MARGIN, MARGIN, side)
+    for i, reference in enumerate(four("glass")):
+        left = MARGIN + side + GAP + (i % 2) * (small + GAP)
+        card.paste(reference, left, MARGIN + (i // 2) * (small + GAP), small)
+    (inside,), (everywhere,) = shown["Inpaint: inside the mask"], shown["Img2img: all of it"]
+    top = SIDE - MARGIN - side
+    card.paste(inside, MARGIN, top, side, ACCENT)
+    card.paste(everywhere, MARGIN + side + GAP, top, side)
+    card.badge("inside the mask", MARGIN + side, SIDE - MARGIN)
+    card.badge("all of it", SIDE - MARGIN, SIDE - MARGIN)
+
+
+def style_regions(card: Card, shown: Pictures) -> None:
+    pair = (INNER - 64) / 2
+    bottom = card.row(shipped("neon_1", "neon_4"), MARGIN, MARGIN, pair)
+    card.row(shipped("glass_1", "glass_4"), SIDE - MARGIN - pair, MARGIN, pair)
+    (picture,) = shown["Save Image"]
+    side = SIDE - 2 * MARGIN - bottom + MARGIN - 64
+    left, top = (SIDE - side) / 2, SIDE - MARGIN - side
+    for x, words in ((left + side / 4, "A"), (left + 3 * side / 4, "B")):
+        card.arrow(x, (bottom + top) / 2)
+        outer = left / 2 if words == "A" else SIDE - left / 2
+        card.text(words, outer, top + side / 2, TITLE, ACCENT)
+    card.paste(picture, left, top, side, ACCENT)
+
+
+def morph(card: Card, shown: Pictures) -> None:
+    frames = shown["One by one"]
+    pair = (INNER - 64) / 2
+    bottom = card.row(shipped("glass_1", "glass_4"), MARGIN, MARGIN, pair)
+    card.row(shipped("blueprint_1", "blueprint_4"), SIDE - MARGIN - pair, MARGIN, pair)
+    card.arrow(SIDE / 2, (MARGIN + bottom) / 2, down=False)
+    side = (INNER - 2 * GAP) / 3
+    top = SIDE - MARGIN - 2 * side - GAP
+    for i, frame in enumerate(frames):
+        card.paste(frame, MARGIN + (i % 3) * (side + GAP), top + (i // 3) * (side + GAP), side)
+        card.badge(str(i + 1), MARGIN + (i % 3) * (side + GAP) + side, top + (i // 3) * (side + GAP) + side)
+
+
+TINY: dict[str, Callable[[Card, Pictures], None]] = {
+    "start_here": start_here,
+    "many_references": many_references,
+    "fuse_styles": fuse_styles,
+    "asymmetric_guidance": asymmetric_guidance,
+    "style_library": style_library,
+    "img2img_inpaint": img2img_inpaint,
+    "style_regions": style_regions,
+    "morph": morph,
+}
+
+
+def run(client: ComfyClient, name: str) -> dict[str, list[Image.Image]]:
+    """What the workflow shows, by the titles of its nodes; "without": the same without a LoRA, of start_here."""
+    workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    prompt = graph_to_api(workflow, client.object_info())
+    for node in workflow["nodes"]:
+        if picture := node["properties"].get("i2l_picture"):
+            data = (FOLDER / picture).read_bytes()
+            prompt[str(node["id"])]["inputs"]["image"] = client.upload(Path(picture).name, data)
+    if name == "start_here":
+        prompt = with_text(prompt, FIRST_TEXT)
+        return _queue(client, name, prompt) | {
+            "without": _queue(client, name, without_lora(prompt))["Save Image"]
+        }
+    return _queue(client, name, prompt)
+
+
+def _queue(client: ComfyClient, name: str, prompt: Prompt) -> dict[str, list[Image.Image]]:
+    result = client.queue(prompt)
+    if not result.ok:
+        raise ComfyError(f"{name}: {result.error_message}")
+    titles = {key: node["_meta"]["title"] for key, node in prompt.items() if node["class_type"] in SHOWING}
+    return {
+        title: [Image.open(io.BytesIO(client.image(picture))) for picture in result.images(key)]
+        for key, title in titles.items()
+    }
+
+
+SHOWING = ("SaveImage", "PreviewImage")
+
+
+def save(card: Card, name: str) -> None:
+    path = FOLDER / f"{name}.jpg"
+    card.image.save(path, quality=QUALITY, optimize=True)
+    sys.stdout.write(f"{path}\n")
+
+
+@dataclass(frozen=True)
+class Real:
+    """What the card of a real model says. `given`: a picture that goes in beside the references, and what it is."""
+
+    title: str
+    style: str  # of the references that the workflow brings
+    settings: str = "50 steps, cfg 4"
+    given: Callable[[], tuple[str, Image.Image]] | None = None
+
+
+def _lines() -> tuple[str, Image.Image]:
+    """What a ControlNet gets of the example: its edges, white on black."""
+    (scene,) = shipped("scene")
+    large = scene.resize((512, 512), Image.Resampling.BICUBIC)
+    edges = ImageChops.difference(
+        large.filter(ImageFilter.MaxFilter(5)), large.filter(ImageFilter.MinFilter(5))
+    )
+    strongest = functools.reduce(ImageChops.lighter, edges.split())
+    return "structure", strongest.point([0] * 40 + [255] * 216)
+
+
+def _inside() -> tuple[str, Image.Image]:
+    scene, mask = shipped("scene", "scene_mask")
+    return "inside the mask", masked(scene, mask)
+
+
+REAL = {
+    "zimage_i2l": Real("Z-Image", "neon"),
+    "zimage_turbo_i2l": Real("Z-Image Turbo", "glass", "8 steps, cfg 1"),
+    "zimage_controlnet_i2l": Real("Z-Image ControlNet", "neon", given=_lines),
+    "flux2_klein_i2l": Real("FLUX.2 klein", "blueprint"),
+    "flux2_klein_inpaint_i2l": Real("FLUX.2 klein inpaint", "glass", given=_inside),
+    "hidream_o1_i2l": Real("HiDream-O1", "neon"),
+}
+
+
+def plan(card: Card, real: Real) -> None:
+    """What goes in and what is done with it: nothing that the model would have to draw."""
+    card.text(real.title, SIDE / 2, MARGIN + 40, TITLE)
+    card.text("in the style of your pictures", SIDE / 2, MARGIN + 96, TEXT, SOFT)
+    side, top = 344.0, 172.0
+    small = (side - GAP) / 2
+    for i, reference in enumerate(four(real.style)):
+        card.paste(reference, MARGIN + (i % 2) * (small + GAP), top + (i // 2) * (small + GAP), small)
+    card.badge("references", MARGIN + side, top + side)
+    left = SIDE - MARGIN - side
+    if real.given:
+        words, picture = real.given()
+        card.paste(picture, left, top, side)
+        card.badge(words, SIDE - MARGIN, top + side)
+        boxes = [(f"LoRA + {real.title.split()[0]}", real.settings, MARGIN, 560.0, INNER, 104.0)]
+        card.arrow(MARGIN + side / 2, top + side + 24, size=18)
+        card.arrow(left + side / 2, top + side + 24, size=18)
+    else:
+        card.arrow(SIDE / 2 + 6, top + side / 2, down=False, size=14)
+        boxes = [
+            ("LoRA", "one pass, no training", left + 12, top, side - 12, 150.0),
+            (real.title, real.settings, left + 12, top + side - 150, side - 12, 150.0),
+        ]
+        card.arrow(left + side / 2 + 6, top + side / 2, size=18)
+    for first, second, x, y, width, height in boxes:
+        card.box(f"{first}\n{second}", x, y, width, height)
+    card.frame("your picture", MARGIN, 588 if not real.given else 688, INNER, 156 if not real.given else 56)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="template_pictures", description="The pictures of the template browser."
+    )
+    parser.add_argument("names", nargs="*", help="only these workflows (default: all)")
+    wanted = parser.parse_args().names or [*TINY, *REAL]
+    for name in [name for name in wanted if name in REAL]:
+        card = Card()
+        plan(card, REAL[name])
+        save(card, name)
+    if not (tiny := [name for name in wanted if name in TINY]):
+        return
+    with tempfile.TemporaryDirectory(prefix="i2l-pictures-") as base, ComfyServer(Path(base)) as server:
+        client = server.client()
+        for name in tiny:
+            card = Card()
+            TINY[name](card, run(client, name))
+            save(card, name)
+
+
+if __name__ == "__main__":
+    main()
