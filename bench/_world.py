@@ -66,8 +66,10 @@ class Bench:
         self.references = pictures[:, :n_references]  # (S, N, 3, H, W)
         self.real = pictures[:, n_references:].flatten(0, 1)
         self.targets = [content for row in self.pool.contents for content in row[n_references:]]
-        self.backbone, self.text = (net.to(self.device) for net in files.load_backbone())
-        self.encoder, self.decoder = (net.to(self.device) for net in files.load_vae())
+        backbone, text = files.load_backbone()
+        encoder, decoder = files.load_vae()
+        self.backbone, self.text = backbone.to(self.device), text.to(self.device)
+        self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
         self.verdict = files.load_judge().to(self.device)
         self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]
         self.words = self.text(self._ids(content_prompt(c) for c in self.targets))

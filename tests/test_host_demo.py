@@ -11,6 +11,7 @@ from tiny_world import random_demo_weights
 from i2l.i2l_core.demo import files
 from i2l.i2l_core.demo.autoencoder import HOST_SCALE, HOST_SHIFT
 from i2l.i2l_core.demo.prompts import tokenise
+from i2l.i2l_core.demo.sampler import Sampling
 from i2l.i2l_core.errors import I2LError
 
 
@@ -136,3 +137,12 @@ def test_missing_or_damaged_weights_are_named(host, tmp_path: Path, folder: Path
     with pytest.raises(I2LError, match=name) as caught:
         load_demo(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [7, 12, 20])
+@pytest.mark.parametrize("denoise", [1.0, 0.75, 0.4])
+def test_noise_levels_are_those_of_the_host(world, steps: int, denoise: float):
+    import comfy.samplers
+
+    sampler = comfy.samplers.KSampler(world.model, steps, "cpu", "euler", "simple", denoise)
+    torch.testing.assert_close(Sampling(steps, denoise=denoise).sigmas(), sampler.sigmas, atol=1e-6, rtol=0)

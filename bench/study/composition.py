@@ -77,7 +77,7 @@ class _Host:
 
         found = []
         for model, latent, content in zip(self.models, latents, contents, strict=True):
-            words = [self._words(text) for text in (content_prompt(content), "")]
+            positive, negative = self._words(content_prompt(content)), self._words("")
             noise = comfy.sample.prepare_noise(latent[None], _SEED)
             found.append(
                 comfy.sample.sample(
@@ -87,7 +87,8 @@ class _Host:
                     _CFG,
                     "euler",
                     "simple",
-                    *words,
+                    positive,
+                    negative,
                     latent[None],
                     denoise=denoise,
                     noise_mask=mask,
