@@ -24,7 +24,16 @@ class ApplyPredictedLoRA(io.ComfyNode):
             category=CATEGORY,
             description="Styles a model with a LoRA from Images to LoRA, without a file in between. Sampling "
             "is as fast as without it. A LoRA that does not fit the model whole is an error.",
-            search_aliases=["apply style", "style strength", "load lora model", "use lora", "i2l"],
+            search_aliases=[
+                "apply style",
+                "style strength",
+                "style transfer",
+                "style lora",
+                "ip adapter",
+                "load lora model",
+                "use lora",
+                "i2l",
+            ],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from i2l.tools.comfy_client import ComfyClient, Result
-from i2l.tools.graph_to_api import graph_to_api
 from i2l.tools.host import ROOT
+from i2l.tools.template_pictures import prompt_of
 
 WORKFLOWS = ROOT / "workflows"
 SAMPLERS = ("KSampler", "Flux2Scheduler", "BasicScheduler")
@@ -17,12 +16,7 @@ Prompt = dict[str, dict[str, Any]]
 
 def shipped(server: ComfyClient, name: str, steps: int = 3) -> Prompt:
     """What the front end queues for workflows/NAME.json, but for the number of steps."""
-    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8"))
-    prompt = graph_to_api(workflow, server.object_info())
-    for node in workflow["nodes"]:
-        if picture := node["properties"].get("i2l_picture"):
-            path = WORKFLOWS / picture
-            prompt[str(node["id"])]["inputs"]["image"] = server.upload(path.name, path.read_bytes())
+    prompt = prompt_of(server, name)
     for node in prompt.values():
         if node["class_type"] in SAMPLERS:
             node["inputs"]["steps"] = steps

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from i2l.tools.english import inputs_of
 from i2l.tools.host import ROOT
@@ -106,3 +107,41 @@ def test_every_node_has_a_help_page(schemas, id: str):
     for entry in (*inputs_of(schemas[id]).values(), *schemas[id].outputs):
         name = re.sub(r"_\d+$", "", entry.id or entry.display_name)  # lora_2 is explained with lora_1
         assert f"**{name}" in page, name
+
+
+def test_a_page_shows_its_node_and_what_to_connect(schemas):
+    for id in IDS:
+        english, chinese = (
+            (ROOT / "web" / "docs" / page).read_text("utf-8") for page in (f"{id}.md", f"{id}/zh.md")
+        )
+        for page in (english, chinese):
+            (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+            with Image.open(ROOT / "web" / "docs" / picture) as image:
+                assert image.width >= 400
+            assert re.search(r"^- \*.* → .* → \*", page, re.M)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_chinese_page_says_what_the_english_one_does(id: str):
+    texts = translations("zh")[id]
+    english, chinese = (
+        (ROOT / "web" / "docs" / page).read_text("utf-8") for page in (f"{id}.md", f"{id}/zh.md")
+    )
+    assert chinese.startswith(f"# {texts['display_name']}\n")
+    for entry in (*texts.get("inputs", {}).values(), *texts["outputs"].values()):
+        name = re.sub(r"_\d+$", "", entry["name"])
+        assert f"**{name}" in chinese, name
+    assert english.count("\n## ") == chinese.count("\n## ")
+    # what the node says is English everywhere
+    assert messages(chinese) == messages(english)
+
+
+def messages(page: str) -> list[str]:
+    """The errors that a page names, without remarks in brackets."""
+    table = page.rpartition("\n## ")[2]
+    return [re.sub(r"[(（].*[)）]", "", row).strip() for row in re.findall(r"^\| (.*?) \|", table, re.M)[1:]]
+
+
+def test_what_artists_type_finds_the_nodes(schemas):
+    typed = {"style transfer", "ip adapter", "image to lora", "style lora"}
+    assert typed <= set(schemas["ImagesToLoRA"].search_aliases)

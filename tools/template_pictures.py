@@ -244,18 +244,24 @@ TINY: dict[str, Callable[[Card, Pictures], None]] = {
 
 def run(client: ComfyClient, name: str) -> dict[str, list[Image.Image]]:
     """What the workflow shows, by the titles of its nodes; "without": the same without a LoRA, of start_here."""
-    workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
-    prompt = graph_to_api(workflow, client.object_info())
-    for node in workflow["nodes"]:
-        if picture := node["properties"].get("i2l_picture"):
-            data = (FOLDER / picture).read_bytes()
-            prompt[str(node["id"])]["inputs"]["image"] = client.upload(Path(picture).name, data)
+    prompt = prompt_of(client, name)
     if name == "start_here":
         prompt = with_text(prompt, FIRST_TEXT)
         return _queue(client, name, prompt) | {
             "without": _queue(client, name, without_lora(prompt))["Save Image"]
         }
     return _queue(client, name, prompt)
+
+
+def prompt_of(client: ComfyClient, name: str) -> Prompt:
+    """A shipped workflow as the front end would queue it, with the pictures that it brings."""
+    workflow = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+    prompt = graph_to_api(workflow, client.object_info())
+    for node in workflow["nodes"]:
+        if picture := node["properties"].get("i2l_picture"):
+            data = (FOLDER / picture).read_bytes()
+            prompt[str(node["id"])]["inputs"]["image"] = client.upload(Path(picture).name, data)
+    return prompt
 
 
 def _queue(client: ComfyClient, name: str, prompt: Prompt) -> dict[str, list[Image.Image]]:

@@ -21,7 +21,7 @@ def made(object_info: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, build in {**TINY, **REAL}.items():
         flow = Workflow(name, object_info)
-        flow.note((NOTES / f"{name}.md").read_text("utf-8"), name.replace("_", " ").capitalize())
+        flow.note((NOTES / f"{name}.md").read_text("utf-8"), "About this workflow")
         build(flow)
         found[name] = flow.as_json()
     return found

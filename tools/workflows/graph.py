@@ -7,6 +7,7 @@ where its author is: an input that a node does not have, or that lacks its value
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ OPTIONAL = 7  # LiteGraph's shape of the socket of an optional input
 BLUE, GREEN, AMBER, PURPLE = "#3f789e", "#8A8", "#b58b2a", "#a1309b"  # groups: in, LoRA, text, out
 NOTE = ("#432", "#653")
 NOTE_WIDTH = 440
-NOTE_LETTERS = 64  # in a line of a note
+NOTE_LETTERS = 72  # in a line of a note
 POSITIVE = ("#232", "#353")
 NEGATIVE = ("#322", "#533")
 
@@ -267,10 +268,11 @@ def _group(number: int, group: _Group) -> dict[str, Any]:
 
 
 def _line_height(line: str) -> int:
-    """Pixels that a line of Markdown takes, or a little more."""
+    """Pixels that a line of Markdown takes, or a little more; addresses of links are not seen."""
+    line = re.sub(r"\]\([^)]*\)", "]", line)
     if line.startswith("#"):
-        return 44
-    return 20 * math.ceil(len(line) / NOTE_LETTERS) if line else 14
+        return 36
+    return 14 * math.ceil(len(line) / NOTE_LETTERS) if line else 11
 
 
 def _whole(x: float) -> float:

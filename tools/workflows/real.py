@@ -22,6 +22,7 @@ CONTROL = f"{HUGGING_FACE}/alibaba-pai/Z-Image-Fun-Controlnet-Union-2.1/resolve/
 
 STEPS, CFG = 50, 4.0
 Z_SHIFT = 3.0
+MISSING = 40  # pixels below a node that loads a file, for the bar that says that it is missing
 PROMPT = "A cat sits on a stone at the shore of a lake, mountains behind it"
 
 
@@ -49,21 +50,19 @@ def zimage_turbo_i2l(flow: Workflow) -> None:
 
 def zimage_controlnet_i2l(flow: Workflow) -> None:
     pictures = _references(flow, "neon")
-    flow.group("2  The structure: lines of a picture", BLUE, PICTURE)
+    flow.group("2  The structure", BLUE, PICTURE)
     scene = flow.picture("scene.png", Look("Picture with the structure"))["image"]
     scaled = _megapixel(flow, scene)
     lines = flow.add("Canny", image=scaled, low_threshold=0.1, high_threshold=0.32)["image"]
     size = flow.add("GetImageSize", image=scaled)
     world = _z_image(flow, number=3)
-    patch = flow.add(
-        "ModelPatchLoader",
-        Look(properties=_file(f"{CONTROL}/Z-Image-Fun-Controlnet-Union-2.1.safetensors", "model_patches")),
-        name="Z-Image-Fun-Controlnet-Union-2.1.safetensors",
-    )["model_patch"]
+    file = f"{CONTROL}/Z-Image-Fun-Controlnet-Union-2.1.safetensors"
+    look = Look(room=MISSING, properties=_file(file, "model_patches"))
+    patch = flow.add("ModelPatchLoader", look, name=_name(file))["model_patch"]
     flow.group("4  Structure and style", GREEN, 300)
     held = flow.add(
         "ZImageFunControlnet",
-        Look("Structure"),
+        Look("Structure", room=30),
         model=world.model,
         model_patch=patch,
         vae=world.vae,
@@ -94,7 +93,7 @@ def flux2_klein_i2l(flow: Workflow) -> None:
 
 def flux2_klein_inpaint_i2l(flow: Workflow) -> None:
     pictures = _references(flow, "glass")
-    flow.group("2  Your picture, and where the style goes", BLUE, PICTURE)
+    flow.group("2  Your picture and a mask", BLUE, PICTURE)
     scene = flow.picture("scene.png", Look("Your picture"))["image"]
     mask = flow.picture("scene_mask.png", Look("White: here", height=318), "LoadImageMask", channel="red")[
         "mask"
@@ -118,7 +117,9 @@ def hidream_o1_i2l(flow: Workflow) -> None:
     flow.group("2  Models", GREEN, 340)
     file = f"{HIDREAM}/hidream_o1_image_bf16.safetensors"
     node = flow.add(
-        "CheckpointLoaderSimple", Look(properties=_file(file, "checkpoints")), ckpt_name=_name(file)
+        "CheckpointLoaderSimple",
+        Look(room=MISSING, properties=_file(file, "checkpoints")),
+        ckpt_name=_name(file),
     )
     world = World(node["model"], node["clip"], node["vae"], _predictor(flow, "HidreamO1-i2L-v2/"))
     model, _ = _guided(flow, world, pictures)
@@ -152,17 +153,17 @@ def _klein(flow: Workflow, number: int = 2) -> World:
 
 
 def _diffusion_model(flow: Workflow, url: str) -> Socket:
-    look = Look(properties=_file(url, "diffusion_models"))
+    look = Look(room=MISSING, properties=_file(url, "diffusion_models"))
     return flow.add("UNETLoader", look, unet_name=_name(url), weight_dtype="default")["model"]
 
 
 def _text_encoder(flow: Workflow, url: str, kind: str) -> Socket:
-    look = Look(properties=_file(url, "text_encoders"))
+    look = Look(room=MISSING, properties=_file(url, "text_encoders"))
     return flow.add("CLIPLoader", look, clip_name=_name(url), type=kind, device="default")["clip"]
 
 
 def _vae(flow: Workflow, url: str) -> Socket:
-    return flow.add("VAELoader", Look(properties=_file(url, "vae")), vae_name=_name(url))["vae"]
+    return flow.add("VAELoader", Look(room=MISSING, properties=_file(url, "vae")), vae_name=_name(url))["vae"]
 
 
 def _predictor(flow: Workflow, name: str) -> Socket:

@@ -137,7 +137,7 @@ def style_library(flow: Workflow) -> None:
 def img2img_inpaint(flow: Workflow) -> None:
     flow.group("1  References: pictures of one style", BLUE, PICTURE, PICTURE)
     pictures = references(flow, *(f"glass_{i}.png" for i in (1, 2, 3, 4)))
-    flow.group("2  Your picture, and where the style goes", BLUE, PICTURE)
+    flow.group("2  Your picture and a mask", BLUE, PICTURE)
     scene = flow.picture("scene.png", Look("Your picture"))["image"]
     mask = flow.picture("scene_mask.png", Look("White: here", height=318), "LoadImageMask", channel="red")[
         "mask"
