@@ -30,6 +30,7 @@ CARDS = {  # node -> the workflow whose card shows it
     "ImagesFromFolder": "style_library",
     "FuseLoRAs": "fuse_styles",
     "AsymmetricCFG": "asymmetric_guidance",
+    "StyleRegion": "style_regions",
     "LoadI2LPredictor": "zimage_i2l",
 }
 CARD_SIDE = 448
