@@ -11,7 +11,7 @@ class I2LExtension(ComfyExtension):
     async def on_load(self) -> None:
         from .nodes import on_load
 
-        on_load()
+        await on_load()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .nodes import NODES

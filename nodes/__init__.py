@@ -15,6 +15,7 @@ from .predict import ImagesToLoRA
 from .preview import LoRAPreview
 from .reference import StyleReference
 from .region import StyleRegion
+from .replaced import register_replaced
 from .save import SavePredictedLoRA
 
 __all__ = ["NODES", "on_load"]
@@ -37,6 +38,7 @@ NODES = (
 )
 
 
-def on_load() -> None:
-    """Once, when ComfyUI starts: its folder list learns where predictors are."""
+async def on_load() -> None:
+    """Once, when ComfyUI starts: it learns where predictors are, and what replaces nodes of earlier versions."""
     register_predictors()
+    await register_replaced()

@@ -131,6 +131,7 @@ class FrontEnd:
     server: ComfyServer
     complaints: list[str] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
+    clicks: int = 0
 
     def __post_init__(self) -> None:
         self.page.on("console", self._hear)
@@ -242,9 +243,11 @@ class FrontEnd:
                 const right = Math.max(...boxes.map(([x, , w]) => x + w)) + around;
                 const bottom = Math.max(...boxes.map(([, y, , h]) => y + h)) + around;
                 const { width, height } = app.canvas.canvas.getBoundingClientRect();
-                const scale = Math.min(width / (right - left), height / (bottom - top), 1.6);
+                const bar = 60; // at the left edge, over the canvas
+                const scale = Math.min((width - bar) / (right - left), height / (bottom - top), 1.6);
                 app.canvas.ds.scale = scale;
-                app.canvas.ds.offset = [(width / scale - left - right) / 2, (height / scale - top - bottom) / 2];
+                const [across, down] = [(width + bar) / scale, height / scale];
+                app.canvas.ds.offset = [(across - left - right) / 2, (down - top - bottom) / 2];
                 app.canvas.setDirty(true, true);
             }""",
             [list(kinds), around],
@@ -252,9 +255,11 @@ class FrontEnd:
         self.settle()
 
     def select(self, kind: str) -> None:
-        """Click on the title of the only node of a class."""
+        """Click on the title of the only node of a class. Never twice at one place: that would be a double click."""
         self.show(kind)
-        self.page.mouse.click(*self.point_on(kind, -15), delay=50)
+        x, y = self.point_on(kind, -15)
+        self.clicks += 1
+        self.page.mouse.click(x + 24 * (self.clicks % 2), y, delay=50)
         self.wait(
             "(kind) => Object.values(app.canvas.selected_nodes).some(({ type }) => type === kind)", kind
         )

@@ -171,6 +171,11 @@ def test_what_a_node_reports_stands_on_it(front_end: FrontEnd, library: Prompt):
         "(box) => new Promise((done) => box.scrollTop ? done() : box.addEventListener('scroll', done))"
     )
     assert front_end.ask("() => app.canvas.ds.scale") == scale
+    front_end.show("ImagesToLoRA")
+    front_end.page.locator(".i2l-bars").hover()
+    scale = front_end.ask("() => app.canvas.ds.scale")
+    front_end.page.mouse.wheel(0, 50)
+    front_end.wait("(scale) => app.canvas.ds.scale < scale", scale)
     front_end.show(*OF_LIBRARY)
     front_end.screenshot(f"reports_{front_end.renderer}")
     with front_end.light():

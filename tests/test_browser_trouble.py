@@ -153,7 +153,7 @@ def test_a_missing_predictor_file_is_said_on_the_node_until_it_is_there(
     front_end.screenshot("missing_predictor")
     try:
         predictor.write_bytes(b"")
-        front_end.page.keyboard.press("r")
+        front_end.ask("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")  # R
         front_end.wait("() => !app.graph.nodes[0].widgets.some(({ name }) => name === 'i2l_card')")
     finally:
         predictor.unlink()

@@ -47,7 +47,8 @@ def predictor_path(name: str) -> Path:
             "there is no predictor yet: put a .safetensors predictor file, or the folder of a Diffusion Template, "
             f"into {predictor_roots()[0]}; the help of Load i2L Predictor says where to get one"
         )
-    path = _full_path(name) if name in names else None
+    known = _listed_as(name, names)
+    path = _full_path(known) if known else None
     if path is None:
         kind = f"folder {name[:120]!r} with a {PROGRAM}" if name.endswith("/") else f"file {name[:120]!r}"
         raise I2LError(f"there is no predictor {kind} in {predictor_roots()[0]}; choose one of the list")
@@ -66,7 +67,8 @@ def lora_files() -> list[str]:
 
 def lora_path(name: str) -> Path:
     """The file of a name in `lora_files()`. Raises I2LError saying where LoRAs belong."""
-    path = folder_paths.get_full_path(LORAS, name) if name in lora_files() else None
+    known = _listed_as(name, lora_files())
+    path = folder_paths.get_full_path(LORAS, known) if known else None
     if path is None:
         raise I2LError(
             f"there is no LoRA file {name[:120]!r} in {folder_paths.get_folder_paths(LORAS)[0]}; choose one of "
@@ -110,6 +112,15 @@ def _templates() -> dict[str, Path]:
         outermost = (folder for folder in folders if folders.isdisjoint(folder.parents))
         found |= {f"{folder.as_posix()}/": folder for folder in outermost}
     return found
+
+
+def _listed_as(name: str, names: list[str]) -> str | None:
+    """How this computer lists a file. Windows writes style\\ink where others write style/ink; workflows travel."""
+    return next((one for one in (name, *names) if one in names and _slashes(one) == _slashes(name)), None)
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")
 
 
 def _full_path(name: str) -> Path | None:
