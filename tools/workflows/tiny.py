@@ -48,8 +48,10 @@ def many_references(flow: Workflow) -> None:
     mask = flow.picture(
         "page_mask.png", Look("White: look here", height=318), "LoadImageMask", channel="red"
     )["mask"]
-    twice = flow.add("StyleReference", Look("Counts double"), image=third, weight=2.0)["reference"]
-    part = flow.add("StyleReference", Look("Only a part"), image=page, weight=1.0, mask=mask)["reference"]
+    twice = flow.add("StyleReference", Look("Counts double", room=60), image=third, weight=2.0)["reference"]
+    part = flow.add("StyleReference", Look("Only a part", room=60), image=page, weight=1.0, mask=mask)[
+        "reference"
+    ]
     flow.group("3  One LoRA from all, one from one", GREEN, 300)
     world = demo(flow)
     every = predicted(flow, world.predictor, [first, second, twice, part], Look("From four pictures"))
@@ -127,7 +129,7 @@ def style_library(flow: Workflow) -> None:
     flow.add("SaveImage", Look(column=1, height=380), images=picture, filename_prefix="i2l/library")
     flow.add(
         "SavePredictedLoRA",
-        Look(column=1, height=190, room=60),
+        Look(column=1, height=190, room=110),
         lora=lora,
         preview=picture,
         filename=name["string"],
