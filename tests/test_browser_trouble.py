@@ -159,6 +159,22 @@ def test_a_missing_predictor_file_is_said_on_the_node_until_it_is_there(
         predictor.unlink()
 
 
+def test_a_file_that_another_system_writes_with_other_slashes_is_found(
+    front_end: FrontEnd, comfy_server: ComfyServer
+):
+    folder = comfy_server.base / "models" / "loras" / "style"
+    folder.mkdir(parents=True)
+    (folder / "ink.safetensors").write_bytes(b"")
+    front_end.start_over("LoadLoRAFile")
+    front_end.ask("() => app.reloadNodeDefs()")
+    workflow = front_end.ask("() => app.graph.serialize()")
+    node_of(workflow, "LoadLoRAFile")["widgets_values"][0] = "style\\ink.safetensors"
+    front_end.load(workflow)
+    assert front_end.node("LoadLoRAFile", "node.widgets[0].value") == "style/ink.safetensors"
+    assert front_end.card("LoadLoRAFile") == ""
+    assert front_end.page.get_by_test_id("error-overlay").count() == 0
+
+
 def test_an_error_of_a_node_is_said_on_it_until_the_next_run(front_end: FrontEnd, comfy_server: ComfyServer):
     prompt = start_here(comfy_server.client())
     broken = {key: node for key, node in prompt.items() if node["class_type"] != "LoadImage"}

@@ -174,6 +174,21 @@ def test_no_print_and_no_unsafe_call(path):
 
 
 @by_file
+def test_text_files_have_an_encoding(path):
+    """Without one it is UTF-8 here and something else on Windows."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            words = [ast.unparse(word) for word in (*node.args, *(each.value for each in node.keywords))]
+            if node.func.attr in ("read_text", "write_text"):
+                assert "'utf-8'" in words, f"{name_of(path)}:{node.lineno}"
+
+
+@by_file
+def test_the_syntax_is_that_of_the_oldest_python(path):
+    ast.parse(path.read_text("utf-8"), name_of(path), feature_version=(3, 10))
+
+
+@by_file
 def test_no_exception_is_swallowed(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ExceptHandler):

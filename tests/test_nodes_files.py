@@ -274,3 +274,19 @@ def test_a_preview_is_kept_as_the_thumbnail_that_lora_managers_show(folders: Pat
         assert image.getpixel((192, 64))[0] > 200  # type: ignore[index]
         assert image.getpixel((64, 64))[0] < 50  # type: ignore[index]
     assert len(url) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"), [("style/ink", "style\\ink"), ("style\\ink", "style/ink"), ("a\\b/c", "a\\b\\c")]
+)
+def test_a_name_that_another_system_wrote_is_found(folders: Path, listed: str, asked: str):
+    """Windows writes style\\ink where others write style/ink; a file may even be called so here."""
+    from i2l.i2l_core.host.folders import lora_path, predictor_path
+
+    for kind, find in (("loras", lora_path), ("i2l", predictor_path)):
+        file = folders / kind / f"{listed}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+        assert find(f"{asked}.safetensors") == file == find(f"{listed}.safetensors")
+        with pytest.raises(I2LError, match="choose one of the list"):
+            find(f"{asked}x.safetensors")

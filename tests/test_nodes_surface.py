@@ -24,8 +24,8 @@ def test_the_surface_of_the_nodes_is_frozen(host):
     now = surface(NODES)
     if now == FROZEN:
         return
-    lines = (json.dumps(each, ensure_ascii=False, indent=1).splitlines() for each in (FROZEN, now))
-    changes = "\n".join(difflib.unified_diff(*lines, "tests/surface.json", "nodes", lineterm="", n=1))
+    before, after = (json.dumps(each, ensure_ascii=False, indent=1).splitlines() for each in (FROZEN, now))
+    changes = "\n".join(difflib.unified_diff(before, after, "tests/surface.json", "nodes", lineterm="", n=1))
     problems = broken(FROZEN, now)
     text = BROKEN.format(problems="\n  ".join(problems)) if problems else "No workflow breaks. "
     pytest.fail(

@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { showKept, showReport, WIDTH } from "./card.js";
 import { takeDrops } from "./drop.js";
-import { checkAllFiles, checkFiles } from "./files.js";
+import { checkAllFiles, checkFile, nameFiles } from "./files.js";
 import { listPicture, placePictures } from "./pictures.js";
 import { watchRuns } from "./runs.js";
 
@@ -35,7 +35,7 @@ app.registerExtension({
     if (module !== MODULE) return;
     chain(nodeType.prototype, "onExecuted", showReport);
     chain(nodeType.prototype, "onConfigure", showKept);
-    chain(nodeType.prototype, "onWidgetChanged", checkFiles);
+    chain(nodeType.prototype, "onWidgetChanged", checkFile);
     if (name === "ImagesToLoRA") takeDrops(nodeType, input.required.images?.[1].template?.max ?? Infinity);
   },
 
@@ -44,11 +44,14 @@ app.registerExtension({
     if (isOurs(node) && node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   },
 
-  beforeConfigureGraph: placePictures,
+  async beforeConfigureGraph(graph) {
+    nameFiles(graph);
+    await placePictures(graph);
+  },
 
   loadedGraphNode(node) {
     listPicture(node);
-    checkFiles(node);
+    checkFile(node);
   },
 
   refreshComboInNodes: checkAllFiles,

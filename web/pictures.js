@@ -9,6 +9,7 @@
  */
 
 import { app } from "../../scripts/app.js";
+import { savedNodes } from "./graph.js";
 import { say, tell } from "./words.js";
 
 const PROPERTY = "i2l_picture";
@@ -20,8 +21,7 @@ const names = new Set(); // all of these names
 
 /** Before a graph is built: make sure that its pictures are there, and that its nodes name them as they are. */
 export async function placePictures(graph) {
-  const nodes = [graph, ...(graph?.definitions?.subgraphs ?? [])].flatMap(({ nodes }) => nodes ?? []);
-  const ours = nodes.filter(isUntouched);
+  const ours = savedNodes(graph).filter(isUntouched);
   const found = await Promise.allSettled(ours.map((node) => place(node.properties[PROPERTY])));
   const failed = found.flatMap(({ reason }, i) => (reason ? [{ name: ours[i].widgets_values[0], reason }] : []));
   if (failed.length) {

@@ -116,7 +116,8 @@ def _templates() -> dict[str, Path]:
 
 def _listed_as(name: str, names: list[str]) -> str | None:
     """How this computer lists a file. Windows writes style\\ink where others write style/ink; workflows travel."""
-    return next((one for one in (name, *names) if one in names and _slashes(one) == _slashes(name)), None)
+    same = (one for one in names if _slashes(one) == _slashes(name))
+    return name if name in names else next(same, None)
 
 
 def _slashes(name: str) -> str:
