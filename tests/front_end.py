@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright
 
 from i2l.tools.chromium import MISSING, find_chromium
@@ -33,6 +34,9 @@ SETTINGS = {
     "Comfy.RightSidePanel.IsOpen": False,
     "Comfy.Locale": "en",
 }
+both_renderers = pytest.mark.parametrize(
+    "front_end", [{}, {"Comfy.VueNodes.Enabled": True}], ids=["classic", "vue"], indirect=True
+)
 
 # What this front end complains of by itself: files that a user may have, a help page in a language that it asks for
 # before the one that serves all, an accessor of its own, and addresses that the server forbids it because it runs
@@ -235,9 +239,16 @@ class FrontEnd:
 
     def show(self, *kinds: str, around: int = 60) -> None:
         """Move the view so that the nodes of these classes fill it."""
+        self._show("({ type }) => kinds.includes(type)", kinds, around)
+
+    def show_all(self) -> None:
+        """Move the view so that the whole graph fills it."""
+        self._show("() => true", (), 20)
+
+    def _show(self, which: str, kinds: Sequence[str], around: int) -> None:
         self.ask(
             """([kinds, around]) => {
-                const boxes = app.graph.nodes.filter(({ type }) => kinds.includes(type)).map((n) => n.getBounding());
+                const boxes = app.graph.nodes.filter(WHICH).map((node) => node.getBounding());
                 const left = Math.min(...boxes.map(([x]) => x)) - around;
                 const top = Math.min(...boxes.map(([, y]) => y)) - around;
                 const right = Math.max(...boxes.map(([x, , w]) => x + w)) + around;
@@ -249,7 +260,7 @@ class FrontEnd:
                 const [across, down] = [(width + bar) / scale, height / scale];
                 app.canvas.ds.offset = [(across - left - right) / 2, (down - top - bottom) / 2];
                 app.canvas.setDirty(true, true);
-            }""",
+            }""".replace("WHICH", which),
             [list(kinds), around],
         )
         self.settle()

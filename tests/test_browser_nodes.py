@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_end import Dropped, FrontEnd
+from front_end import Dropped, FrontEnd, both_renderers
 from PIL import Image
 from server_graphs import WORKFLOW, Prompt, changed, find, graph, guided, start_here
 
@@ -27,9 +27,6 @@ OF_LIBRARY = (
     "FuseLoRAs",
     "SavePredictedLoRA",
     "LoadLoRAFile",
-)
-both_renderers = pytest.mark.parametrize(
-    "front_end", [{}, {"Comfy.VueNodes.Enabled": True}], ids=["classic", "vue"], indirect=True
 )
 
 

@@ -1,0 +1,87 @@
+"""Every workflow that ships, opened in both node renderers of the front end: whole, and exported as tests queue it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from front_end import BROKEN_LINKS, FrontEnd, both_renderers
+
+from i2l.tools.comfy_server import ComfyServer
+from i2l.tools.graph_to_api import graph_to_api
+from i2l.tools.host import PACK_FOLDER, ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.server]
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+FOLDERS = {  # where the file is that the first widget names
+    "UNETLoader": "diffusion_models",
+    "CheckpointLoaderSimple": "checkpoints",
+    "CLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+    "ModelPatchLoader": "model_patches",
+    "LoadI2LPredictor": "i2l",
+}
+
+# What the template browser does when its card is clicked.
+OPEN = """async ([pack, name]) => {
+    const response = await fetch(app.api.apiURL(`/workflow_templates/${pack}/${name}.json`));
+    await app.loadGraphData(await response.json(), true, true, name, { openSource: "template" });
+}"""
+PICTURES = """() => {
+    const loaders = app.graph.nodes.filter(({ type }) => type.startsWith("LoadImage"));
+    return loaders.every(({ imgs }) => imgs?.[0]?.naturalWidth > 0);
+}"""
+TROUBLE = """() => app.graph.nodes.filter((node) => node.has_errors || !LiteGraph.registered_node_types[node.type])
+    .map(({ type }) => type)"""
+MISPLACED = """() => app.graph.nodes.flatMap((node) => {
+    const [x, y, width, height] = node.getBounding();
+    const inside = ({ boundingRect: [left, top, w, h] }) =>
+        left <= x + 1 && top <= y + 1 && x + width <= left + w + 1 && y + height <= top + h + 1;
+    const over = app.graph.nodes.filter((other) => {
+        const [left, top, w, h] = other.getBounding();
+        return other !== node && x < left + w && left < x + width && y < top + h && top < y + height;
+    });
+    const out = node.type !== "MarkdownNote" && !app.graph.groups.some(inside);
+    return [...over.map(({ type }) => `${node.type} on ${type}`), ...(out ? [`${node.type} out of its group`] : [])];
+})"""
+
+
+@pytest.fixture(scope="module")
+def model_files(comfy_server: ComfyServer) -> Iterator[None]:
+    """Empty files under the names of all models that workflows ask for: the front end looks for the names."""
+    made: list[Path] = []
+    for path in FILES:
+        for node in json.loads(path.read_text("utf-8"))["nodes"]:
+            if node["type"] in FOLDERS:
+                name = node["widgets_values"][0]
+                file = comfy_server.base / "models" / FOLDERS[node["type"]] / name
+                made.append(file / "model.py" if name.endswith("/") else file)
+    for file in made:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    yield
+    for file in set(made):
+        file.unlink()
+
+
+@both_renderers
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_it_opens_whole(front_end: FrontEnd, comfy_server: ComfyServer, model_files: None, name: str):
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    front_end.ask("() => app.refreshComboInNodes()")
+    front_end.ask(OPEN, [PACK_FOLDER, name])
+    front_end.wait(PICTURES)
+    front_end.settle()
+    front_end.show_all()
+    front_end.screenshot(f"template_{name}_{front_end.renderer}")
+    assert front_end.ask("() => app.graph.nodes.length") == len(workflow["nodes"])
+    assert front_end.ask("() => [...app.graph.links.values()].length") == len(workflow["links"])
+    assert front_end.ask(BROKEN_LINKS) == []
+    assert front_end.ask(TROUBLE) == []
+    assert front_end.page.get_by_test_id("error-overlay").count() == 0
+    assert front_end.ask(MISPLACED) == []
+    exported = front_end.ask("async () => (await app.graphToPrompt()).output")
+    assert exported == graph_to_api(workflow, comfy_server.client().object_info())
