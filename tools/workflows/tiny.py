@@ -175,7 +175,7 @@ def style_regions(flow: Workflow) -> None:
     neon = references(flow, "neon_1.png", "neon_4.png", columns=1)
     flow.group("2  Style B", BLUE, PICTURE)
     glass = references(flow, "glass_1.png", "glass_4.png", columns=1, first=3)
-    flow.group("3  A LoRA of each, and where B goes", GREEN, 300)
+    flow.group("3  LoRAs, and where B goes", GREEN, 300)
     world = demo(flow)
     a = predicted(flow, world.predictor, neon, Look("Style A"))["lora"]
     b = predicted(flow, world.predictor, glass, Look("Style B"))["lora"]
