@@ -15,10 +15,16 @@ from server_graphs import WORKFLOW, Prompt, changed, find, graph, guided, start_
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.lora_file import save
 from i2l.tools.comfy_server import ComfyServer
-from i2l.tools.host import PACK_FOLDER
+from i2l.tools.host import PACK_FOLDER, ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
 
+CHINESE = {"Comfy.Locale": "zh"}
+in_chinese = pytest.mark.parametrize("front_end", [CHINESE], ids=["zh"], indirect=True)
+PICTURES_OF_HELP = """(count) => {
+    const found = [...document.querySelectorAll(".node-help-content img")];
+    return found.length === count && found.every(({ naturalWidth }) => naturalWidth > 0);
+}"""
 GLASS = sorted((WORKFLOW.parent / "references").glob("glass_*.png"))
 OF_LIBRARY = (
     "ImagesFromFolder",
@@ -219,7 +225,7 @@ def test_more_pictures_are_added_to_those_that_are_there(front_end: FrontEnd):
     assert apart(front_end.ask("() => app.graph.nodes.map((node) => [...node.getBounding()])"))
 
 
-@pytest.mark.parametrize("front_end", [{"Comfy.Locale": "zh"}], ids=["zh"], indirect=True)
+@in_chinese
 def test_chinese(front_end: FrontEnd, comfy_server: ComfyServer):
     """Names of nodes and sockets, and what a card that was saved with the workflow says."""
     workflow = json.loads(WORKFLOW.read_text("utf-8"))
@@ -243,14 +249,50 @@ def test_chinese(front_end: FrontEnd, comfy_server: ComfyServer):
     front_end.screenshot("chinese")
 
 
+LABELS = """() => Object.fromEntries(app.graph.nodes.map((node) => [node.type, {
+    title: node.title,
+    inputs: Object.fromEntries([
+        ...node.inputs.map((input) => [input.name, input.localized_name ?? input.label]),
+        ...(node.widgets ?? []).map((widget) => [widget.name, widget.label]),
+    ]),
+    outputs: node.outputs.map((output) => output.localized_name ?? output.label),
+}]))"""
+
+
+@in_chinese
+def test_every_name_on_our_nodes_is_chinese(front_end: FrontEnd, comfy_server: ComfyServer):
+    ours = our_nodes(comfy_server)
+    front_end.start_over(*ours)
+    names = comfy_server.client().get("/i18n")["zh"]["nodeDefs"]
+    for kind, shown in front_end.ask(LABELS).items():
+        assert shown["title"] == names[kind]["display_name"]
+        inputs = {
+            name.replace(".", "_"): entry["name"] for name, entry in names[kind].get("inputs", {}).items()
+        }
+        for name, label in shown["inputs"].items():
+            if not name.startswith("images."):  # numbered
+                assert label == inputs[name.replace(".", "_")], (kind, name)
+        outputs = names[kind].get("outputs", {})
+        assert shown["outputs"] == [outputs[str(i)]["name"] for i in range(len(shown["outputs"]))], kind
+
+
+@pytest.mark.parametrize("front_end", [{}, CHINESE], ids=["en", "zh"], indirect=True)
 def test_every_node_opens_its_help_page(front_end: FrontEnd, comfy_server: ComfyServer):
+    """In the language of the front end, with its picture."""
     ours = our_nodes(comfy_server)
     assert "ImagesToLoRA" in ours
+    chinese = front_end.ask("() => app.extensionManager.setting.get('Comfy.Locale')") == "zh"
     front_end.start_over(*ours)
-    for i, (kind, about) in enumerate(ours.items()):
+    for i, kind in enumerate(ours):
         front_end.select(kind)
         if i == 0:
             front_end.page.get_by_test_id("info-button").click()
-        heading = front_end.page.locator(".node-help-content h1", has_text=about["display_name"])
+        page = ROOT / "web" / "docs" / (f"{kind}/zh.md" if chinese else f"{kind}.md")
+        text = page.read_text("utf-8")
+        heading = front_end.page.locator(
+            ".node-help-content h1", has_text=text.splitlines()[0].removeprefix("# ")
+        )
         heading.wait_for()
-    front_end.screenshot("help")
+        front_end.wait(PICTURES_OF_HELP, text.count("!["))
+    front_end.screenshot(f"help_{'zh' if chinese else 'en'}")
+    front_end.ask("() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")

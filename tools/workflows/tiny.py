@@ -232,7 +232,7 @@ def _fused(
     for number, (lora, weight) in enumerate(zip((a, b), weights, strict=True), 1):
         entries |= {f"loras.lora_{number}": lora, f"loras.weight_{number}": weight}
     entries |= {f"method.{name}": value for name, value in settings.items()}
-    return flow.add("FuseLoRAs", replace(look, room=60), **entries)["lora"]
+    return flow.add("FuseLoRAs", replace(look, room=100), **entries)["lora"]
 
 
 def _result(
