@@ -16,11 +16,11 @@ pytestmark = pytest.mark.server
 
 def test_every_style_of_a_folder_is_saved_under_its_name(server: ComfyClient, comfy_server: ComfyServer):
     folder = comfy_server.input / "library"
-    for style, colours in {"ink": ["black", "white"], "oil": ["red"], "spoiled": []}.items():
+    for style, colours in {"charcoal": ["black", "white"], "gouache": ["red"], "spoiled": []}.items():
         (folder / style).mkdir(parents=True)
         for i, colour in enumerate(colours):
             Image.new("RGB", (64, 48), colour).save(folder / style / f"{i}.png")
-    (folder / "oil" / "broken.png").write_bytes(b"nothing that Pillow reads")
+    (folder / "gouache" / "broken.png").write_bytes(b"nothing that Pillow reads")
     result = server.queue(
         graph(
             demo=("LoadI2LDemo", {}),
@@ -31,11 +31,11 @@ def test_every_style_of_a_folder_is_saved_under_its_name(server: ComfyClient, co
     )
     assert result.ok, result.error_message
     loras = comfy_server.base / "models" / "loras"
-    ink, oil = (lora_file.load(loras / f"{style}.safetensors") for style in ("ink", "oil"))
-    assert (len(ink.references), len(oil.references)) == (2, 1)
+    charcoal, gouache = (lora_file.load(loras / f"{style}.safetensors") for style in ("charcoal", "gouache"))
+    assert (len(charcoal.references), len(gouache.references)) == (2, 1)
     assert not (loras / "spoiled.safetensors").exists()
     report = result.outputs["styles"]["text"][0]
-    assert "oil/broken.png: expected a picture" in report
+    assert "gouache/broken.png: expected a picture" in report
     assert "left out: spoiled: it holds no picture that can be read" in report
 
 

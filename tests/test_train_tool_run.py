@@ -36,8 +36,9 @@ from i2l.i2l_core.predictors.checkpoint import load_predictor
 from i2l.i2l_core.train.average import Average
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
+    """Before the run that others are compared with, too: sums depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
