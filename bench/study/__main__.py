@@ -11,22 +11,37 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .._world import Bench
 from . import composition, curves, fidelity, guidance, leakage, learned, plots, trained
 
 FOLDER = Path("docs/study")
-PARTS: dict[str, tuple[Callable[[int, int, bool], dict[str, Any]], int]] = {  # and held-out styles by default
-    "fidelity": (fidelity.run, 500),
-    "trained": (trained.run, 32),
-    "leakage": (leakage.run, 500),
-    "guidance": (guidance.run, 128),
-    "curves": (curves.run, 64),
-    "learned": (learned.run, 256),
-    "composition": (composition.run, 16),
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part runs on; `styles` unless told."""
+
+    run: Callable[[Bench, int], dict[str, Any]]  # (bench, steps of sampling) -> figures
+    styles: int
+    references: int
+    prompts: int = 1
+    samples: bool = True  # many pictures, so that compiling pays
+
+
+PARTS = {
+    "fidelity": Part(fidelity.run, 500, 8),
+    "trained": Part(trained.run, 32, 8, 2),
+    "leakage": Part(leakage.run, 500, 1),
+    "guidance": Part(guidance.run, 128, 4),
+    "curves": Part(curves.run, 64, 4),
+    "learned": Part(learned.run, 256, 8, samples=False),
+    "composition": Part(composition.run, 16, 4, samples=False),
 }
 
 
@@ -40,6 +55,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, help="instead of each part's own number")
     parser.add_argument("--steps", type=int, default=12, help="of sampling")
     parser.add_argument("--missing", action="store_true", help="only parts that are not in docs/study")
+    parser.add_argument("--no-compile", action="store_true", help="for machines without a C++ compiler")
     parser.add_argument("--json", action="store_true", help="print the results too, and nothing but them")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
@@ -54,14 +70,24 @@ def main() -> None:
             continue
         if not options.json:
             sys.stderr.write(f"== {name}\n")
-        part, styles = PARTS[name]
-        with torch.no_grad():
-            results[name] = part(options.styles or styles, options.steps, not options.json)
-        path.write_text(json.dumps({"steps": options.steps, **results[name]}, indent=1) + "\n", "utf-8")
+        results[name] = measured(PARTS[name], options)
+        path.write_text(json.dumps(results[name], indent=1) + "\n", "utf-8")
     if not options.parts or "plots" in options.parts:
         plots.draw(options.out)
     if options.json:
         print(json.dumps(results))
+
+
+def measured(part: Part, options: argparse.Namespace) -> dict[str, Any]:
+    """A part's figures, with what they were taken on."""
+    torch.compiler.reset()  # so many shapes are compiled before dynamo gives up
+    compiled = part.samples and not options.no_compile
+    bench = Bench(
+        options.styles or part.styles, not options.json, part.references, part.prompts, compiled=compiled
+    )
+    about = {"steps": options.steps, "references": part.references, "prompts": part.prompts}
+    with torch.no_grad():
+        return {**about, **part.run(bench, options.steps), **bench.about()}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""In the real host: img2img and inpainting with a predicted LoRA, and whether the mask is respected."""
+"""In the real host: a predicted LoRA in img2img, in inpainting (is the mask kept?), and under a structure control."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tools.host import import_host
 
 from .._world import Bench, predict
 from ..fusion import single
+from . import control
 
 _DENOISE = (0.4, 0.6, 0.8, 1.0)
 _SEED = 5
@@ -21,19 +23,20 @@ _CFG = 3.0
 _EDGE = 12  # pixels along the border of a mask that the autoencoder mixes
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     """Every held-out style, restyling a real picture of the next one.
 
     img2img: style distance, and how often the picture still shows its content. Inpainting of the middle: the same
-    inside, and the largest change of a latent and of a pixel outside, which must be none.
+    inside, and the largest change of a latent and of a pixel outside, which must be none. Structure control, where
+    `python -m bench.study.variants control` has trained it: the LoRA tells the style, a picture of where the figures
+    are tells the content, with the prompt and without any.
     """
-    bench = Bench(styles, talk, 4, 1)
     found: dict[str, Any] = {"img2img": {}, "inpaint": {}}
     with tempfile.TemporaryDirectory() as folder:
         import_host(Path(folder))
         host = _Host(bench)
         others = bench.real.roll(-1, 0)  # a picture of another style, with a content of its own
-        contents = [bench.targets[(i + 1) % styles] for i in range(styles)]
+        contents = [bench.targets[(i + 1) % bench.styles] for i in range(bench.styles)]
         latents = torch.cat([host.encode(picture) for picture in others])
         for denoise in _DENOISE:
             made = host.sample(latents, contents, steps, denoise, None)
@@ -49,7 +52,29 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
             "changed_pixels_outside": float((pictures - before).abs()[:, :, kept[0]].max()),
             "changed_pixels_inside": float((pictures - before).abs()[:, :, mask[0] > 0].mean()),
         }
-    return {**found, **bench.about()}
+        trained = control.load_control()
+        if trained is not None:
+            found["control"] = _controlled(bench, host, trained, steps)
+    return found
+
+
+def _controlled(bench: Bench, host: _Host, trained: control.Control, steps: int) -> dict[str, Any]:
+    """Style distance, and how often the picture shows what the structure shows."""
+    masks = torch.from_numpy(bench.pool.masks[:, bench.n_references].copy())
+    seen = control.pictures_of(masks).permute(0, 2, 3, 1)
+    patch = control.in_host(trained, bench.backbone.config)
+    blank = torch.zeros(bench.styles, 16, 16, 16)
+    found = {}
+    for title, prompted, strength in (
+        ("prompt", True, 0.0),
+        ("no prompt", False, 0.0),
+        ("prompt and structure", True, 1.0),
+        ("structure, no prompt", False, 1.0),
+    ):
+        steered = None if strength == 0 else [host.steer(patch, picture[None], strength) for picture in seen]
+        made = host.sample(blank, bench.targets, steps, 1.0, None, steered, prompted)
+        found[title] = _judged(bench, host.decode(made), bench.targets)
+    return found
 
 
 class _Host:
@@ -70,14 +95,38 @@ class _Host:
         """(N, 3, H, W)"""
         return torch.cat([self.world.vae.decode(one[None]) for one in latents]).permute(0, 3, 1, 2)
 
+    def steer(self, patch: Any, picture: Tensor, strength: float) -> Callable[[Any], Any]:
+        """How a MODEL becomes one under structure control by a picture (1, H, W, 3).
+
+        Not through the node: it also counts the picture's refiner blocks, of which the miniature has one and the full
+        size two, and would be one block late.
+        """
+        from comfy_extras.nodes_model_patch import ZImageControlPatch
+
+        def steered(model: Any) -> Any:
+            clone = model.clone()
+            clone.set_model_double_block_patch(ZImageControlPatch(patch, self.world.vae, picture, strength))
+            return clone
+
+        return steered
+
     def sample(
-        self, latents: Tensor, contents: Any, steps: int, denoise: float, mask: Tensor | None
+        self,
+        latents: Tensor,
+        contents: Any,
+        steps: int,
+        denoise: float,
+        mask: Tensor | None,
+        steered: Sequence[Callable[[Any], Any]] | None = None,
+        prompted: bool = True,
     ) -> Tensor:
+        """Each style's model on its latent (C, h, w) with its prompt, or with none."""
         import comfy.sample
 
         found = []
-        for model, latent, content in zip(self.models, latents, contents, strict=True):
-            positive, negative = self._words(content_prompt(content)), self._words("")
+        models = self.models if steered is None else [s(m) for s, m in zip(steered, self.models, strict=True)]
+        for model, latent, content in zip(models, latents, contents, strict=True):
+            positive, negative = self._words(content_prompt(content) if prompted else ""), self._words("")
             noise = comfy.sample.prepare_noise(latent[None], _SEED)
             found.append(
                 comfy.sample.sample(

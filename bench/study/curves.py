@@ -22,9 +22,8 @@ _ALPHAS = (0.0, 0.25, 0.5, 1.0, 2.0, 5.0)
 _WAY = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
-    bench = Bench(styles, talk, 4, 1)
-    sampling, loras = Sampling(steps), predict(bench.references)
+def run(bench: Bench, steps: int) -> dict[str, Any]:
+    styles, sampling, loras = bench.styles, Sampling(steps), predict(bench.references)
 
     def figures(name: str, lora: LoRAs) -> dict[str, float]:
         return bench.paint(name, sampling, lora, lora).figures()
@@ -60,7 +59,7 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
             "share_of_b": round(float(share.mean()), 4),
             "prompt_accuracy": case.figures()["prompt_accuracy"],
         }
-    return {**found, **bench.about()}
+    return found
 
 
 def _to_next(case: Any, reference: Any) -> Tensor:

@@ -11,16 +11,15 @@ from i2l_core.demo.sampler import Sampling
 from .._world import Bench, Case, predict, rolled
 from . import variants
 
-REFERENCES = (1, 2, 4, 8)
+_REFERENCES = (1, 2, 4, 8)
 _DENOISE = (0.9, 0.75, 0.6)  # of img2img from the first reference
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     """Each condition with its change from "none" in prompt accuracy, paired over styles."""
-    bench = Bench(styles, talk, max(REFERENCES), 1)
     sampling = Sampling(steps)
     cases = {"none": bench.paint("none", sampling, None, None)}
-    loras = {n: predict(bench.references[:, :n]) for n in REFERENCES}
+    loras = {n: predict(bench.references[:, :n]) for n in _REFERENCES}
     wrong = rolled(loras[4])
     cases["wrong style"] = bench.paint("wrong style", sampling, wrong, wrong)
     for n, lora in loras.items():
@@ -36,7 +35,6 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
     cases["real pictures"] = bench.judge(bench.real)
     return {
         "cases": {name: _figures(bench, case, cases["none"]) for name, case in cases.items()},
-        **bench.about(),
     }
 
 

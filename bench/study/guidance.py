@@ -14,11 +14,10 @@ from .._world import Bench, LoRAs, predict, repeated, rolled
 _CFG = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     """Per cfg and negative side; changes are against the style on both sides, paired over styles."""
-    bench = Bench(styles, talk, 4, 1)
     style = predict(bench.references)
-    gray = repeated(predict(torch.full_like(bench.references[:1], GRAY)), styles)
+    gray = repeated(predict(torch.full_like(bench.references[:1], GRAY)), bench.styles)
     negatives: dict[str, LoRAs | None] = {
         "style": style,
         "none": None,
@@ -48,4 +47,4 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
             }
             for name, case in cases.items()
         }
-    return {"cfg": found, **bench.about()}
+    return {"cfg": found}

@@ -22,8 +22,7 @@ _PARTS = ("subject", "count", "place")
 _DEALS = 2000  # of references, for chance and for the interval
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
-    bench = Bench(styles, talk, 1, 1)
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     makers: dict[str, LoRAs | None] = {"no LoRA": None, "predicted": predict(bench.references)}
     same = variants.load_same_content(bench.device)
     if same is not None:
@@ -44,7 +43,7 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
                 **case.figures(),
                 **_leaks(bench, case.verdict, prompted=words is None),
             }
-    return {"makers": found, **bench.about()}
+    return {"makers": found}
 
 
 def _leaks(bench: Bench, verdict: Verdict, prompted: bool) -> dict[str, Any]:

@@ -19,19 +19,22 @@ _PAIRS = 64
 _CONTENTS = 4
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     """`alike`: cosines of whole changes, of one style from two sets of four references, and of different styles.
 
     `between`: styles half-way in every factor (of one technique), rendered, predicted from; the share of the way that
     the LoRA has gone from A's to B's, by projection, and how far off the line it is (1: as far as A from B).
     """
-    bench = Bench(styles, talk, 8, 1)
+    del steps  # nothing is sampled
     one, two = predict(bench.references[:, :4]), predict(bench.references[:, 4:])
     products = _products(one, two)
     lengths = [_products(lora, lora).diagonal().sqrt() for lora in (one, two)]
     cosines = products / lengths[0][:, None] / lengths[1][None]
-    same, other = cosines.diagonal(), cosines[~torch.eye(styles, dtype=torch.bool, device=cosines.device)]
-    nearest = (cosines.argmax(1) == torch.arange(styles, device=cosines.device)).float().mean()
+    same, other = (
+        cosines.diagonal(),
+        cosines[~torch.eye(bench.styles, dtype=torch.bool, device=cosines.device)],
+    )
+    nearest = (cosines.argmax(1) == torch.arange(bench.styles, device=cosines.device)).float().mean()
     return {
         "alike": {
             "same_style": _spread(same),
@@ -39,7 +42,6 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
             "nearest_is_the_same_style": round(float(nearest), 4),
         },
         "between": _between(bench),
-        **bench.about(),
     }
 
 

@@ -21,16 +21,14 @@ from i2l_core.train.flow import draw_sigmas, noisy, velocity
 
 from .._world import Bench, predict
 
-REFERENCES = 8
-MARKS = (2, 3, 4)  # steps after which the LoRAs are looked at
+MARKS = (100, 500, 2000)  # steps after which the LoRAs are looked at
 _PICTURES = 2  # of each style in a step
 _RATE = 2e-3
 _WARMUP = 20
 
 
-def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
+def run(bench: Bench, steps: int) -> dict[str, Any]:
     """Style distance and prompt accuracy of both, and how much of the trained LoRA's gain the predicted one brings."""
-    bench = Bench(styles, talk, REFERENCES, 2)
     sampling = Sampling(steps)
     none = bench.paint("none", sampling, None, None)
     loras = predict(bench.references)
@@ -38,16 +36,15 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
     started = time.perf_counter()
     loras = predict(bench.references)
     _settle(bench)
-    predicting = (time.perf_counter() - started) / styles
+    predicting = (time.perf_counter() - started) / bench.styles
     cases = {"predicted": bench.paint("predicted", sampling, loras, loras)}
     seconds = {"predicted": predicting}
     for mark, spent, lora in _trained(bench, loras):
         name = f"trained {mark} steps"
-        seconds[name] = spent / styles
+        seconds[name] = spent / bench.styles
         cases[name] = bench.paint(name, sampling, lora, lora)
     gain = {name: float((none.style_distance - case.style_distance).mean()) for name, case in cases.items()}
     return {
-        "references": REFERENCES,
         "none": none.figures(),
         "cases": {
             name: {
@@ -58,15 +55,13 @@ def run(styles: int, steps: int, talk: bool) -> dict[str, Any]:
             }
             for name, case in cases.items()
         },
-        **bench.about(),
     }
 
 
 def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, float, dict[str, LayerPair]]]:
     """(steps, seconds of training so far, LoRAs) at each mark; the rate falls towards the last."""
-    bench.backbone.requires_grad_(False)
     latents = bench.encoder(bench.references.flatten(0, 1)).unflatten(0, bench.references.shape[:2])
-    prompts = [content_prompt(c) for row in bench.pool.contents for c in row[:REFERENCES]]
+    prompts = [content_prompt(c) for row in bench.pool.contents for c in row[: bench.n_references]]
     words = bench.text(token_ids(prompts).to(bench.device)).unflatten(0, latents.shape[:2])
     lora = _fresh(like)
     optimiser = torch.optim.AdamW([t for pair in lora.values() for t in pair], lr=_RATE, weight_decay=0.0)
@@ -78,7 +73,7 @@ def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, fl
         for group in optimiser.param_groups:
             group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * (1 - 0.9 * (step - first) / (last - first))
         generator = torch.Generator().manual_seed(step)
-        rows = torch.randperm(REFERENCES, generator=generator)[:_PICTURES]
+        rows = torch.randperm(bench.n_references, generator=generator)[:_PICTURES]
         optimiser.zero_grad()
         with torch.enable_grad():
             _flow(
@@ -98,7 +93,7 @@ def _flow(
     """The sum over styles of each one's own loss, so that a style trains as if it were alone."""
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     sigma = draw_sigmas(len(clean), generator).to(clean)
-    v = bench.backbone(noisy(clean, noise, sigma), sigma, words, lora)
+    v = bench.network(noisy(clean, noise, sigma), sigma, words, lora)
     return (v - velocity(clean, noise)).square().mean() * bench.styles
 
 

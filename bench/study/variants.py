@@ -1,10 +1,11 @@
 """What the predictor is compared with, trained equally long on the same data: an adapter, and pairs of equal content.
 
-    python -m bench.study.variants [adapter] [same_content] [--steps N]
+    python -m bench.study.variants [adapter] [same_content] [control] [--steps N]
 
 The adapter has the predictor's transformer and looks at the same tokens, but writes further context tokens for the
 frozen backbone instead of a LoRA (IP-Adapter, FLUX Redux). With equal content the target shows what a reference
-shows, which the paper's section 3.3 warns of. Both are trained as `tiny-world.toml` says, into `.runs/`.
+shows, which the paper's section 3.3 warns of. Both are trained as `tiny-world.toml` says, into `.runs/`. The control
+(control.py) has a plan of its own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from i2l_core.train.tool.feed import Deal, MicroBatches, to_device
 from i2l_core.train.tool.objective import reference_tokens
 from i2l_core.train.tool.pictures import split_styles
 from i2l_core.train.tool.session import TinyOpener, open_data, open_material, train
+
+from . import control
 
 CONFIG = Path("i2l_core/train/configs/tiny-world.toml")
 ADAPTER, SAME_CONTENT = Path(".runs/adapter"), Path(".runs/same-content")
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variants", nargs="*", choices=["adapter", "same_content"])
+    parser.add_argument("variants", nargs="*", choices=["adapter", "same_content", "control"])
     parser.add_argument("--steps", type=int, help="otherwise as the config says")
     options = parser.parse_args(arguments)
     config = load_config(CONFIG)
@@ -98,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train(replace(config, pairing=pairing, run=table), TinyOpener(), Accelerator())
     if not options.variants or "adapter" in options.variants:
         train_adapter(config)
+    if not options.variants or "control" in options.variants:
+        control.train(options.steps)
 
 
 def train_adapter(config: TrainConfig) -> None:

@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,15 @@ class LoRALinear(nn.Linear):
         return y + torch.bmm(torch.bmm(rows, down.mT), up.mT).reshape(y.shape)
 
 
+class Stream(NamedTuple):
+    """What runs through the layers, and what steers them."""
+
+    tokens: Tensor  # (B, words + patches, dim)
+    words: int  # how many of them are text, padding included; they come first
+    t: Tensor  # (B, 256), of the noise level
+    rope: Tensor  # (2, words + patches, head_dim / 2), cosines and sines
+
+
 class Backbone(nn.Module):
     """Noisy latents, noise level and text -> velocity, as the host's model object computes it."""
 
@@ -82,13 +92,13 @@ class Backbone(nn.Module):
         c = self.config = config
         patch = c.patch_size**2 * c.in_channels
         self.x_embedder = LoRALinear(patch, c.dim)
-        self.noise_refiner = nn.ModuleList(_Block(c, True) for _ in range(c.n_refiner_layers))
-        self.context_refiner = nn.ModuleList(_Block(c, False) for _ in range(c.n_refiner_layers))
+        self.noise_refiner = nn.ModuleList(Block(c, True) for _ in range(c.n_refiner_layers))
+        self.context_refiner = nn.ModuleList(Block(c, False) for _ in range(c.n_refiner_layers))
         self.t_embedder = _TimeEmbedder(c.dim)
         self.cap_embedder = nn.Sequential(
             nn.RMSNorm(c.cap_feat_dim, c.norm_eps), LoRALinear(c.cap_feat_dim, c.dim)
         )
-        self.layers = nn.ModuleList(_Block(c, True) for _ in range(c.n_layers))
+        self.layers = nn.ModuleList(Block(c, True) for _ in range(c.n_layers))
         self.final_layer = _FinalLayer(c.dim, patch)
         self.x_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
@@ -119,7 +129,17 @@ class Backbone(nn.Module):
         Returns:
             Velocity (B, C, H, W): noise - latent; and the tapped tokens (B, rows * columns, dim).
         """
-        c, lora = self.config, lora or {}
+        lora = lora or {}
+        stream = self.enter(x, sigma, context, lora)
+        both = tapped = stream.tokens
+        for i, block in enumerate(self.layers):
+            both = block(both, stream.rope, stream.t, lora, f"layers.{i}")
+            tapped = both if i == tap % len(self.layers) else tapped
+        return self.leave(both, stream, x.shape, lora), tapped[:, stream.words :]
+
+    def enter(self, x: Tensor, sigma: Tensor, context: Tensor, lora: Mapping[str, LayerPair]) -> Stream:
+        """What goes into `layers`: the refined tokens of text and picture. Arguments as in `forward_tapped`."""
+        c = self.config
         batch, channels, height, width = x.shape
         rows, columns = height // c.patch_size, width // c.patch_size
         if (rows * columns) % c.pad_tokens_multiple or context.shape[1] % c.pad_tokens_multiple:
@@ -137,17 +157,23 @@ class Backbone(nn.Module):
         )
         for i, block in enumerate(self.noise_refiner):
             image = block(image, image_rope, t, lora, f"noise_refiner.{i}")
-        both, rope = torch.cat([text, image], 1), torch.cat([text_rope, image_rope], 1)
-        tapped = both
-        for i, block in enumerate(self.layers):
-            both = block(both, rope, t, lora, f"layers.{i}")
-            tapped = both if i == tap % len(self.layers) else tapped
-        out = self.final_layer(both[:, text.shape[1] :], t, lora)
-        out = out.view(batch, rows, columns, c.patch_size, c.patch_size, channels)
-        return -out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape), tapped[:, text.shape[1] :]
+        rope = torch.cat([text_rope, image_rope], 1)
+        return Stream(torch.cat([text, image], 1), text.shape[1], t, rope)
+
+    def leave(
+        self, tokens: Tensor, stream: Stream, shape: torch.Size, lora: Mapping[str, LayerPair]
+    ) -> Tensor:
+        """What comes out of `layers` -> velocity of `shape` (B, C, H, W)."""
+        patch = self.config.patch_size
+        out = self.final_layer(tokens[:, stream.words :], stream.t, lora)
+        batch, channels, height, width = shape
+        out = out.view(batch, height // patch, width // patch, patch, patch, channels)
+        return -out.permute(0, 5, 1, 3, 2, 4).reshape(shape)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """A layer, under the names of the host's JointTransformerBlock. Tokens (B, T, dim) -> the same."""
+
     def __init__(self, c: BackboneConfig, modulated: bool) -> None:
         super().__init__()
         self.attention = _Attention(c)

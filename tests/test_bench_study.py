@@ -1,0 +1,228 @@
+"""bench.study: its arithmetic against plain sums, and every part from the command line in the smallest size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+from tiny_world import random_demo_weights
+from torch import Tensor
+
+STYLES, PARTS = 3, ("fidelity", "leakage")
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch):
+    """Imports a module of `bench` as the command does: from the root, which only then is on the path."""
+    monkeypatch.syspath_prepend(ROOT)
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(f"bench.{name}")
+
+    return module
+
+
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    return 9.0 * torch.nn.functional.one_hot(classes, count).float()
+
+
+class TestLeaks:
+    """400 pictures: the first content of a row is the reference's, the second the prompt's."""
+
+    @pytest.fixture
+    def rows(self) -> list[list[SimpleNamespace]]:
+        g = torch.Generator().manual_seed(1)
+        draws = [torch.randint(n, (400, 2), generator=g).tolist() for n in (8, 3, 5)]
+        return [
+            [SimpleNamespace(subject=s[i], count=c[i], place=p[i]) for i in (0, 1)]
+            for s, c, p in zip(*draws, strict=True)
+        ]
+
+    def leaks(self, study, rows, which: int | None, prompted: bool) -> dict:
+        g = torch.Generator().manual_seed(2)
+        shown = {
+            part: torch.randint(n, (len(rows),), generator=g)
+            if which is None
+            else torch.tensor([getattr(row[which], part) for row in rows])
+            for part, n in (("subject", 8), ("count", 3), ("place", 5))
+        }
+        judged = SimpleNamespace(
+            **{p: one_hot(shown[p], n) for p, n in (("subject", 8), ("count", 3), ("place", 5))}
+        )
+        bench = SimpleNamespace(pool=SimpleNamespace(contents=rows))
+        return study("study.leakage")._leaks(bench, judged, prompted)
+
+    def test_a_copied_reference_is_found_every_time(self, study, rows) -> None:
+        found = self.leaks(study, rows, which=0, prompted=True)
+        for part, n in (("subject", 8), ("count", 3), ("place", 5)):
+            assert found[part]["shown"] == 100
+            assert found[part]["above_chance"] > 100 - 150 / n
+            assert found[part]["pictures"] < 400  # where the prompt says the same nothing can be told
+
+    def test_the_prompt_alone_shows_none_of_it(self, study, rows) -> None:
+        found = self.leaks(study, rows, which=1, prompted=True)
+        assert [found[part]["shown"] for part in ("subject", "count", "place")] == [0, 0, 0]
+
+    def test_what_has_nothing_to_do_with_it_is_chance(self, study, rows) -> None:
+        found = self.leaks(study, rows, which=None, prompted=False)
+        for part, n in (("subject", 8), ("count", 3), ("place", 5)):
+            low, high = found[part]["spread_of_chance_95"]
+            assert 1.5 * low < found[part]["above_chance"] < 1.5 * high
+            assert found[part]["chance"] == pytest.approx(100 / n, abs=3)
+            assert found[part]["pictures"] == 400
+
+
+def test_products_are_those_of_whole_changes(study) -> None:
+    g = torch.Generator().manual_seed(3)
+    a, b = (
+        {
+            name: (torch.randn(n, 2, 5, generator=g), torch.randn(n, 7, 2, generator=g))
+            for name in ("one", "two")
+        }
+        for n in (3, 4)
+    )
+    whole = [torch.cat([(up @ down).flatten(1) for down, up in loras.values()], 1) for loras in (a, b)]
+    torch.testing.assert_close(study("study.learned")._products(a, b), whole[0] @ whole[1].T)
+
+
+def test_styles_between_go_the_shorter_way_round(study) -> None:
+    learned, style = study("study.learned"), importlib.import_module("i2l_core.demo.style").Style
+    a = style(4, 0.9, 0.2, 0.0, 0.5, 0.05, 1.0)
+    b = style(4, 0.1, 0.4, 1.0, 0.5, 0.95, 0.0)
+    assert learned._mixed(a, b, 0.0) == pytest.approx(a)
+    assert learned._mixed(a, b, 1.0).as_tuple() == pytest.approx(b.as_tuple())
+    half = learned._mixed(a, b, 0.5).as_tuple()
+    assert min(half[1], 1 - half[1]) == pytest.approx(0, abs=1e-9)
+    assert half[2:5] == pytest.approx((0.3, 0.5, 0.5))
+    assert min(half[5], 1 - half[5]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_masked_token_is_nothing_to_the_adapter(study) -> None:
+    variants = study("study.variants")
+    query = importlib.import_module("i2l_core.predictors.query")
+    shipped = variants._shipped()
+    adapter = variants.Adapter(shipped).eval()
+    assert isinstance(shipped, query.QueryConfig)
+    tokens = torch.randn(2, 6, shipped.token_dim)
+    bias = torch.zeros(2, 6)
+    bias[:, 4:] = -torch.inf
+    with torch.no_grad():
+        torch.testing.assert_close(adapter(tokens, bias), adapter(tokens[:, :4]), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(adapter(tokens), adapter(tokens[:, :4]), atol=1e-3)
+
+
+class TestBench:
+    @pytest.fixture
+    def world(self, study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, object]:
+        module = study("_world")
+        monkeypatch.chdir(tmp_path)
+        return module, module.Bench(STYLES, False, 1, 2)
+
+    def test_blocks_do_not_change_a_picture(self, study, world, monkeypatch: pytest.MonkeyPatch) -> None:
+        module, bench = world
+        sampling = study("_world").Sampling(1)
+        loras = module.predict(bench.references)
+        whole = bench.paint("", sampling, loras, None)
+        monkeypatch.setattr(module, "_BLOCK", 2)  # 3 styles: the second block is filled up from the front
+        parted = bench.paint("", sampling, loras, None)
+        assert whole.pictures.shape == parted.pictures.shape == (2 * STYLES, 3, 128, 128)
+        torch.testing.assert_close(parted.pictures, whole.pictures, rtol=1e-4, atol=1e-4)
+
+    def test_a_shift_has_an_interval_of_no_width(self, world) -> None:
+        _, bench = world
+        b = torch.rand(2 * STYLES)
+        found = bench.paired(b + 0.25, b)
+        assert found["mean"] == pytest.approx(0.25, abs=1e-3)
+        assert found["interval_95"] == pytest.approx([0.25, 0.25], abs=1e-3)
+
+    def test_the_interval_holds_the_mean_and_widens_with_the_spread(self, world) -> None:
+        _, bench = world
+        a = torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0, 1.0])
+        wide, narrow = bench.paired(a, 0 * a), bench.paired(a / 2, 0 * a)
+        assert wide["interval_95"] == [0.0, 1.0]  # three styles: each drawn three times out of 27
+        assert narrow["interval_95"] == [0.0, 0.5]
+        assert wide["mean"] == pytest.approx(0.5)
+
+
+def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bench.study", *PARTS, "--styles", str(STYLES), "--steps", "1"]
+        return subprocess.run(
+            [*command, "--no-compile", "--json", "--missing", "--out", str(tmp_path), *arguments],
+            cwd=ROOT,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == list(PARTS)
+    for name in PARTS:
+        assert json.loads((tmp_path / f"{name}.json").read_text("utf-8")) == found[name]
+        assert (found[name]["styles"], found[name]["steps"]) == (STYLES, 1)
+    cases = found["fidelity"]["cases"]
+    assert {f"predicted, {n} reference{'s' * (n > 1)}" for n in (1, 2, 4, 8)} < set(cases)
+    assert cases["real pictures"]["style_distance"] < cases["none"]["style_distance"]
+    assert cases["none"]["prompt_accuracy_change"] == {"mean": 0.0, "interval_95": [0.0, 0.0]}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = run()
+    assert json.loads(again.stdout) == {}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_an_unknown_part_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.study", "fidelty", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "fidelty" in done.stderr
+    assert "fidelity, trained" in done.stderr
+
+
+@torch.inference_mode()
+def test_the_control_is_that_of_the_host(host, study, tmp_path: Path) -> None:
+    """One forward under control, in training and by the host's own class and patch, with random weights."""
+    from comfy_extras.nodes_model_patch import ZImageControlPatch
+
+    from i2l.i2l_core.host.demo import load_demo
+
+    folder = random_demo_weights(tmp_path)
+    world = load_demo(folder)
+    control = study("study.control")
+    files = importlib.import_module("i2l_core.demo.files")
+    backbone, text = files.load_backbone(folder)
+    own = control.Control(backbone.config)
+    g = torch.Generator().manual_seed(4)
+    for p in own.parameters():
+        p.copy_(torch.randn(p.shape, generator=g) / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1 * p + 1)
+
+    cover = torch.randint(0, 256, (2, 64, 64), generator=g, dtype=torch.uint8)[:1]
+    picture = control.pictures_of(cover)
+    assert picture.shape == (1, 3, 128, 128)
+    assert float(picture.max()) <= 1
+    encoder, _ = files.load_vae(folder)
+    x, sigma = torch.randn(2, 16, 16, 16, generator=g), torch.tensor([0.7, 0.7])
+    tokenise = importlib.import_module("i2l_core.demo.prompts").tokenise
+    words = text(torch.tensor([tokenise("one star in the middle"), tokenise("")]))
+    expected = own.velocity(backbone, x, sigma, words, encoder(picture).expand(2, -1, -1, -1))
+
+    patch = ZImageControlPatch(
+        control.in_host(own, backbone.config), world.vae, picture.permute(0, 2, 3, 1), 1.0
+    )
+    network = world.model.model.diffusion_model.float()
+    options = {"patches": {"double_block": [patch]}}
+    found = network(x, sigma, words, words.shape[1], transformer_options=options)
+    plain = network(x, sigma, words, words.shape[1], transformer_options={})
+    torch.testing.assert_close(plain, backbone(x, sigma, words), rtol=1e-3, atol=1e-4)
+    assert (found - plain).abs().max() > 0.05
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
