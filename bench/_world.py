@@ -16,6 +16,7 @@ from torch import Tensor
 
 from i2l_core.demo import files
 from i2l_core.demo.backbone import LayerPair
+from i2l_core.demo.content import Content
 from i2l_core.demo.judge import Verdict, style_distance, style_parts
 from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
@@ -76,7 +77,7 @@ class Bench:
         self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
         self.verdict = files.load_judge().to(self.device)
         self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]
-        self.words = self.text(self._ids(content_prompt(c) for c in self.targets))
+        self.words = self.words_of(self.targets)
         self.no_words = self.text(self._ids([""]))
 
     def paint(
@@ -131,6 +132,10 @@ class Bench:
             name: torch.stack([(made[name] - parts[name]).norm(dim=-1) for parts in each]).mean(0).cpu()
             for name in made
         }
+
+    def words_of(self, asked: Sequence[Content]) -> Tensor:
+        """Conditionings (N, T, D) of prompts for contents."""
+        return self.text(self._ids(content_prompt(c) for c in asked))
 
     def repeated(self, reference: Verdict) -> Verdict:
         """Of one reference per style -> of each of its pictures."""

@@ -152,7 +152,7 @@ class TestBench:
         assert wide["mean"] == pytest.approx(0.5)
 
 
-def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(study, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "bench.study", *PARTS, "--styles", str(STYLES), "--steps", "1"]
         return subprocess.run(
@@ -179,6 +179,12 @@ def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(tmp_pat
     again = run()
     assert json.loads(again.stdout) == {}
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    text = study("study.tables").write(tmp_path).read_text("utf-8")
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Fidelity", "## Leakage"]
+    assert f"| none | {cases['none']['style_distance']:.3f} " in text
+    drawn = study("study.plots").draw(tmp_path, tmp_path)
+    assert [path.name for path in drawn] == ["study_fidelity.png", "study_leakage.png"]
+    assert all(path.stat().st_size > 5000 for path in drawn)
 
 
 def test_an_unknown_part_is_named(tmp_path: Path) -> None:

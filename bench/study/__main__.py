@@ -2,7 +2,8 @@
 
 Parts: fidelity, trained, leakage, guidance, curves, learned, composition; without one, all of them. Each is written
 when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs of equal
-content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been measured.
+content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been
+measured, `sheet` twelve styles.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from .._world import Bench
-from . import composition, curves, fidelity, guidance, leakage, learned, plots, trained
+from . import composition, curves, fidelity, guidance, leakage, learned, plots, sheet, tables, trained
 
 FOLDER = Path("docs/study")
 
@@ -43,6 +44,7 @@ PARTS = {
     "learned": Part(learned.run, 256, 8, samples=False),
     "composition": Part(composition.run, 16, 4, samples=False),
 }
+DRAWN = ("plots", "sheet")
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, plots")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join((*PARTS, *DRAWN))}")
     parser.add_argument("--styles", type=int, help="instead of each part's own number")
     parser.add_argument("--steps", type=int, default=12, help="of sampling")
     parser.add_argument("--missing", action="store_true", help="only parts that are not in docs/study")
@@ -59,14 +61,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the results too, and nothing but them")
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
-    unknown = set(options.parts) - {*PARTS, "plots"}
+    unknown = set(options.parts) - {*PARTS, *DRAWN}
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}, plots")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join((*PARTS, *DRAWN))}")
     options.out.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in options.parts or PARTS:
         path = options.out / f"{name}.json"
-        if name == "plots" or (options.missing and path.exists()):
+        if name in DRAWN or (options.missing and path.exists()):
             continue
         if not options.json:
             sys.stderr.write(f"== {name}\n")
@@ -74,6 +76,9 @@ def main() -> None:
         path.write_text(json.dumps(results[name], indent=1) + "\n", "utf-8")
     if not options.parts or "plots" in options.parts:
         plots.draw(options.out)
+        tables.write(options.out)
+    if not options.parts or "sheet" in options.parts:
+        sheet.draw()
     if options.json:
         print(json.dumps(results))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,8 @@ class Control(nn.Module):
         for i, block in enumerate(backbone.layers):
             both = block(both, stream.rope, stream.t, {}, "")
             if i % _EVERY == 0:
-                added, c = self.control_layers[i // _EVERY].add(c, entered, rope, stream.t)
+                layer = cast(ControlBlock, self.control_layers[i // _EVERY])
+                added, c = layer.add(c, entered, rope, stream.t)
                 both = torch.cat([both[:, : stream.words], both[:, stream.words :] + added], 1)
         return backbone.leave(both, stream, x.shape, {})
 
@@ -102,7 +103,9 @@ def train(steps: int | None, compiled: bool = True) -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(PLAN.seed)
     plan = replace(PLAN, steps=steps) if steps else PLAN
-    backbone, text = (net.requires_grad_(False) for net in load_backbone(WEIGHTS))
+    backbone, text = load_backbone(WEIGHTS)
+    for frozen in (backbone, text):
+        frozen.requires_grad_(False)
     encoder = load_vae(WEIGHTS)[0].requires_grad_(False)
     pool = train_pool()
     control = Control(backbone.config)

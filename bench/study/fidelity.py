@@ -53,8 +53,11 @@ def _adapter(bench: Bench) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def _figures(bench: Bench, case: Case, none: Case) -> dict[str, Any]:
     right, right_none = (c.right.float().mean(1) for c in (case, none))
+    nothing = torch.zeros_like(right)
     return {
         **case.figures(),
+        "style_distance_interval_95": bench.paired(case.style_distance, nothing)["interval_95"],
+        "prompt_accuracy_interval_95": bench.paired(right, nothing)["interval_95"],
         "prompt_accuracy_change": bench.paired(right, right_none),
         "by_factor": {name: round(float(d.mean()), 4) for name, d in bench.factors(case).items()},
     }

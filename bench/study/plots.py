@@ -8,6 +8,8 @@ from typing import Any
 
 PICTURES = Path("docs/images")
 _INK, _STYLE, _PROMPT, _OTHER = "#333333", "#c2410c", "#1d4ed8", "#9ca3af"
+_SIDES = {"style": _OTHER, "none": _PROMPT, "gray": _STYLE, "wrong style": _INK}
+_AT_CFG = "4"  # where the factors are shown apart
 
 
 def draw(folder: Path, out: Path = PICTURES) -> list[Path]:
@@ -15,9 +17,13 @@ def draw(folder: Path, out: Path = PICTURES) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot
+
     drawn = []
     for name, plot in {
         "fidelity": _fidelity,
+        "trained": _trained,
+        "leakage": _leakage,
         "guidance": _guidance,
         "curves": _curves,
         "learned": _learned,
@@ -28,71 +34,120 @@ def draw(folder: Path, out: Path = PICTURES) -> list[Path]:
             target = out / f"study_{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(target, dpi=110, bbox_inches="tight")
+            pyplot.close(figure)
             drawn.append(target)
     return drawn
 
 
 def _fidelity(data: dict[str, Any]) -> Any:
-    """Style distance against prompt accuracy, one point per condition."""
-    figure, axis = _axes("Style distance (0: the same style)", "Prompt accuracy, %", size=(7.5, 5))
-    for name, case in data["cases"].items():
-        x, y = case["style_distance"], 100 * case["prompt_accuracy"]
-        colour = _STYLE if name.startswith("predicted") else _PROMPT if "adapter" in name else _OTHER
-        axis.scatter([x], [y], s=45, color=colour, zorder=3)
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 4), fontsize=8, color=_INK)
-    axis.set_title(f"{data['styles']} held-out styles", loc="left", fontsize=10)
+    """A row for each condition: its distance and its accuracy, with intervals."""
+    cases = data["cases"]
+    figure, axes = _row(2, (9, 0.32 * len(cases) + 0.8), sharey=True)
+    colours = [_colour(name) for name in cases]
+    for axis, key, factor in zip(axes, ("style_distance", "prompt_accuracy"), (1, 100), strict=True):
+        for y, (case, colour) in enumerate(zip(cases.values(), colours, strict=True)):
+            low, high = (factor * v for v in case[f"{key}_interval_95"])
+            axis.plot([low, high], [y, y], color=colour, lw=2, alpha=0.5)
+            axis.plot([factor * case[key]], [y], "o", ms=6, color=colour)
+    axes[0].set_yticks(range(len(cases)), list(cases))
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(left=0)
+    _tidy(axes[0], "Style distance (0: the same style)", "")
+    _tidy(axes[1], "Prompt accuracy, %", "")
+    return figure
+
+
+def _colour(name: str) -> str:
+    return _STYLE if name.startswith("predicted") else _PROMPT if name.startswith("adapter") else _OTHER
+
+
+def _trained(data: dict[str, Any]) -> Any:
+    """Time to a LoRA against what it reaches."""
+    figure, (axis,) = _row(1, (5.5, 3.6))
+    cases = data["cases"]
+    xs, ys = zip(*((c["seconds_per_style"], c["style_distance"]) for c in cases.values()), strict=True)
+    axis.axhline(data["none"]["style_distance"], color=_OTHER, ls=":", lw=1)
+    axis.text(max(xs), data["none"]["style_distance"], "no LoRA", ha="right", va="bottom", fontsize=8)
+    axis.plot(xs[1:], ys[1:], color=_INK, lw=1, marker="o", ms=5)
+    axis.plot(xs[:1], ys[:1], "o", ms=8, color=_STYLE)
+    for name, x, y in zip(cases, xs, ys, strict=True):
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, 6), fontsize=8, color=_INK)
+    axis.set_xscale("log")
+    axis.set_ylim(bottom=0)
+    _tidy(axis, "Seconds for one style", "Style distance")
+    return figure
+
+
+def _leakage(data: dict[str, Any]) -> Any:
+    """How much more often than by chance a picture shows the reference's word; grey: where chance itself lies."""
+    figure, axes = _row(2, (9, 3.2), sharey=True)
+    makers, parts = data["makers"], ("subject", "count", "place")
+    colours = dict(zip(makers, (_OTHER, _STYLE, _PROMPT), strict=False))
+    for axis, title in zip(axes, ("prompt", "no prompt"), strict=True):
+        for m, (name, found) in enumerate(makers.items()):
+            for p, part in enumerate(parts):
+                x, leak = p + 0.25 * (m - (len(makers) - 1) / 2), found[title][part]
+                axis.plot([x, x], leak["spread_of_chance_95"], color="#d1d5db", lw=9, zorder=1)
+                label = name if p == 0 else None
+                axis.plot([x], [leak["above_chance"]], "o", ms=6, color=colours[name], label=label, zorder=2)
+        axis.axhline(0, color=_INK, lw=0.8)
+        axis.set_xticks(range(len(parts)), parts)
+        _tidy(axis, f"sampled with {'a prompt for something else' if title == 'prompt' else 'no prompt'}", "")
+    axes[0].set_ylabel("Points above chance")
+    _legend(axes[0])
     return figure
 
 
 def _guidance(data: dict[str, Any]) -> Any:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
-    colours = {"style": _OTHER, "none": _PROMPT, "gray": _STYLE, "wrong style": _INK}
-    for axis, key, factor in zip(axes, ("style_distance", "prompt_accuracy"), (1, 100), strict=True):
-        for negative, colour in colours.items():
-            points = [
-                (float(c), factor * sides[negative][key])
-                for c, sides in data["cfg"].items()
-                if negative in sides
-            ]
+    figure, axes = _row(3, (13, 3.4))
+    for axis, key, factor in zip(axes, ("style_distance", "prompt_accuracy"), (1, 100), strict=False):
+        for negative, colour in _SIDES.items():
+            points = [(float(c), factor * s[negative][key]) for c, s in data["cfg"].items() if negative in s]
             axis.plot(
                 *zip(*points, strict=True), marker="o", ms=4, color=colour, label=f"negative: {negative}"
             )
         _tidy(axis, "cfg", "Style distance" if factor == 1 else "Prompt accuracy, %")
-    axes[0].legend(frameon=False, fontsize=8)
+    _legend(axes[0])
+    changes = data["cfg"][_AT_CFG]["gray"]["change_by_factor"]
+    for y, change in enumerate(changes.values()):
+        axes[2].plot(change["interval_95"], [y, y], color=_STYLE, lw=2, alpha=0.5)
+        axes[2].plot([change["mean"]], [y], "o", ms=6, color=_STYLE)
+    axes[2].axvline(0, color=_INK, lw=0.8)
+    axes[2].set_yticks(range(len(changes)), list(changes))
+    axes[2].invert_yaxis()
+    _tidy(axes[2], f"Change of distance by gray, cfg {_AT_CFG}", "")
     return figure
 
 
 def _curves(data: dict[str, Any]) -> Any:
-    import matplotlib.pyplot as plt
-
     titles = {
         "strength": "strength",
         "rank": "rank",
         "spectral": "spectral decay alpha",
         "way": "t, from A to B",
     }
-    figure, axes = plt.subplots(1, len(titles), figsize=(13, 3.2))
+    figure, axes = _row(len(titles), (13, 3.2), sharey=True)
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         xs = [float(x) for x in data[name]]
         rows = list(data[name].values())
         key = "to_a" if name == "way" else "style_distance"
-        axis.plot(xs, [row[key] for row in rows], marker="o", ms=3, color=_STYLE, label="style distance")
+        label = "distance to A" if name == "way" else "style distance"
+        axis.plot(xs, [row[key] for row in rows], marker="o", ms=3, color=_STYLE, label=label)
         if name == "way":
-            axis.plot(xs, [row["to_b"] for row in rows], marker="o", ms=3, color=_INK, label="distance to B")
+            axis.plot(xs, [row["to_b"] for row in rows], marker="o", ms=3, color=_INK, label="to B")
         axis.plot(
             xs, [1 - row["prompt_accuracy"] for row in rows], color=_PROMPT, ls="--", label="prompt errors"
         )
         axis.set_ylim(bottom=0)
         _tidy(axis, title, "")
-    axes[0].legend(frameon=False, fontsize=8)
-    axes[-1].legend(frameon=False, fontsize=8)
+    axes[1].set_xticks([float(x) for x in data["rank"]])
+    _legend(axes[0])
+    _legend(axes[-1])
     return figure
 
 
 def _learned(data: dict[str, Any]) -> Any:
-    figure, axis = _axes("Style between A and B", "Share of the way that the LoRA has gone", size=(4.6, 3.6))
+    figure, (axis,) = _row(1, (4.8, 3.6))
     rows = data["between"]
     xs = [float(t) for t in rows]
     for key, colour in (("share_of_the_way", _STYLE), ("off_the_line", _OTHER)):
@@ -104,20 +159,28 @@ def _learned(data: dict[str, Any]) -> Any:
             xs, [v["median"] for v in values], marker="o", ms=4, color=colour, label=key.replace("_", " ")
         )
     axis.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls=":")
-    axis.legend(frameon=False, fontsize=8)
+    _legend(axis)
+    _tidy(axis, "Style between A and B", "Of the way from A's LoRA to B's")
     return figure
 
 
-def _axes(x: str, y: str, size: tuple[float, float]) -> tuple[Any, Any]:
-    import matplotlib.pyplot as plt
+def _row(count: int, size: tuple[float, float], sharey: bool = False) -> tuple[Any, Any]:
+    from matplotlib import pyplot
 
-    figure, axis = plt.subplots(figsize=size)
-    _tidy(axis, x, y)
-    return figure, axis
+    figure, axes = pyplot.subplots(1, count, figsize=size, sharey=sharey, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def _legend(axis: Any) -> None:
+    """Above the axis, where no curve is."""
+    axis.legend(
+        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2
+    )
 
 
 def _tidy(axis: Any, x: str, y: str) -> None:
     axis.set_xlabel(x)
-    axis.set_ylabel(y)
+    if y:
+        axis.set_ylabel(y)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, lw=0.6)

@@ -1,0 +1,226 @@
+"""All figures of the study as Markdown, from its JSON files: docs/study/tables.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+NAME = "tables.md"
+_INTRO = """# The study in tables
+
+Written by `python -m bench.study plots` from the JSON files beside it; what it means is in
+[evidence.md](../evidence.md). Style distance: 0 is the same style. Brackets: 95 % intervals, by bootstrap over styles.
+"""
+_PARTS = ("subject", "count", "place")
+
+
+def write(folder: Path) -> Path:
+    """Tables of what has been measured; parts that are missing are left out."""
+    sections = [_INTRO]
+    for name, section in _SECTIONS.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text("utf-8"))
+            sections.append(f"## {name.capitalize()}\n\n{_about(data)}\n\n{section(data)}")
+    target = folder / NAME
+    target.write_text("\n".join(sections), "utf-8")
+    return target
+
+
+def _about(data: dict[str, Any]) -> str:
+    return (
+        f"{data['styles']} held-out styles, {data['prompts']} prompt{'s' * (data['prompts'] > 1)} each, "
+        f"{data['steps']} steps, {data['machine']}, {data['seconds']:.0f} s."
+    )
+
+
+def _fidelity(data: dict[str, Any]) -> str:
+    none = data["cases"]["none"]["style_distance"]
+    return _table(
+        ("", "style distance", "below none", "prompt accuracy", "change from none, points"),
+        (
+            (
+                name,
+                f"{case['style_distance']:.3f} {_interval(case['style_distance_interval_95'], 1, 3)}",
+                f"{100 * (1 - case['style_distance'] / none):.0f} %",
+                f"{100 * case['prompt_accuracy']:.1f} % {_interval(case['prompt_accuracy_interval_95'], 100, 1)}",
+                _change(case["prompt_accuracy_change"], 100, 1),
+            )
+            for name, case in data["cases"].items()
+        ),
+    )
+
+
+def _trained(data: dict[str, Any]) -> str:
+    rows = [("no LoRA", f"{data['none']['style_distance']:.3f}", _percent(data["none"]), "", "", "")]
+    rows += [
+        (
+            name,
+            f"{case['style_distance']:.3f}",
+            _percent(case),
+            f"{case['seconds_per_style']:.3g}",
+            f"{100 * case['gain_of_predicted_over_this']:.0f} %",
+            f"{case['time_over_predicting']}",
+        )
+        for name, case in data["cases"].items()
+    ]
+    return _table(
+        (
+            "",
+            "style distance",
+            "prompt accuracy",
+            "seconds a style",
+            "gain of predicted over this gain",
+            "time over predicting",
+        ),
+        rows,
+    )
+
+
+def _leakage(data: dict[str, Any]) -> str:
+    return _table(
+        ("", "sampled with", "part", "shown, %", "by chance, %", "above chance, points", "spread of chance"),
+        (
+            (
+                maker,
+                title,
+                part,
+                f"{leak['shown']:.1f}",
+                f"{leak['chance']:.1f}",
+                f"{leak['above_chance']:+.1f}",
+                _interval(leak["spread_of_chance_95"], 1, 1),
+            )
+            for maker, found in data["makers"].items()
+            for title, leaks in found.items()
+            for part, leak in ((part, leaks[part]) for part in _PARTS)
+        ),
+    )
+
+
+def _guidance(data: dict[str, Any]) -> str:
+    whole = _table(
+        ("cfg", "negative side", "style distance", "change", "prompt accuracy", "change, points"),
+        (
+            (
+                cfg,
+                name,
+                f"{case['style_distance']:.3f}",
+                _change(case["style_distance_change"], 1, 3),
+                _percent(case),
+                _change(case["prompt_accuracy_change"], 100, 1),
+            )
+            for cfg, sides in data["cfg"].items()
+            for name, case in sides.items()
+        ),
+    )
+    factors = list(data["cfg"]["1"]["style"]["change_by_factor"])
+    parted = _table(
+        ("cfg", *factors),
+        (
+            (cfg, *(_change(sides["gray"]["change_by_factor"][f], 1, 3) for f in factors))
+            for cfg, sides in data["cfg"].items()
+            if "gray" in sides
+        ),
+    )
+    return f"{whole}\nChange of the distance in each factor, gray on the negative side:\n\n{parted}"
+
+
+def _curves(data: dict[str, Any]) -> str:
+    knobs = [
+        _table(
+            (title, "style distance", "prompt accuracy"),
+            ((x, f"{case['style_distance']:.3f}", _percent(case)) for x, case in data[name].items()),
+        )
+        for name, title in (("strength", "strength"), ("rank", "rank"), ("spectral", "spectral decay alpha"))
+    ]
+    way = _table(
+        ("from A to B", "distance to A", "distance to B", "share of B", "prompt accuracy"),
+        (
+            (t, f"{c['to_a']:.3f}", f"{c['to_b']:.3f}", f"{c['share_of_b']:.2f}", _percent(c))
+            for t, c in data["way"].items()
+        ),
+    )
+    return "\n".join([*knobs, way])
+
+
+def _learned(data: dict[str, Any]) -> str:
+    alike = data["alike"]
+    cosines = _table(
+        ("cosine of two LoRAs", "10 %", "median", "90 %"),
+        (
+            (title, *_spread(alike[key]))
+            for title, key in (
+                ("of one style, from other pictures", "same_style"),
+                ("of two styles", "other_style"),
+            )
+        ),
+    )
+    between = _table(
+        (
+            "style between A and B",
+            "of the way, 10 %",
+            "median",
+            "90 %",
+            "off the line, 10 %",
+            "median",
+            "90 %",
+        ),
+        (
+            (t, *_spread(row["share_of_the_way"]), *_spread(row["off_the_line"]))
+            for t, row in data["between"].items()
+        ),
+    )
+    nearest = 100 * alike["nearest_is_the_same_style"]
+    return f"{cosines}\nThe nearest LoRA is that of the same style in {nearest:.1f} % of the styles.\n\n{between}"
+
+
+def _composition(data: dict[str, Any]) -> str:
+    def kept(rows: dict[str, Any], title: str) -> str:
+        return _table(
+            (title, "style distance", "content as it should be"),
+            (
+                (name, f"{case['style_distance']:.3f}", f"{100 * case['content_kept']:.1f} %")
+                for name, case in rows.items()
+            ),
+        )
+
+    inpaint = _table(
+        ("inpainting", "change"),
+        ((name.replace("_", " "), f"{value:.2g}") for name, value in data["inpaint"].items()),
+    )
+    control = [kept(data["control"], "structure control")] if "control" in data else []
+    return "\n".join([kept(data["img2img"], "img2img, denoise"), inpaint, *control])
+
+
+_SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "fidelity": _fidelity,
+    "trained": _trained,
+    "leakage": _leakage,
+    "guidance": _guidance,
+    "curves": _curves,
+    "learned": _learned,
+    "composition": _composition,
+}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _percent(case: dict[str, Any]) -> str:
+    return f"{100 * case['prompt_accuracy']:.1f} %"
+
+
+def _interval(bounds: Sequence[float], factor: float, digits: int) -> str:
+    return f"[{', '.join(f'{factor * bound:.{digits}f}' for bound in bounds)}]"
+
+
+def _change(change: dict[str, Any], factor: float, digits: int) -> str:
+    return f"{factor * change['mean']:+.{digits}f} {_interval(change['interval_95'], factor, digits)}"
+
+
+def _spread(values: dict[str, float]) -> list[str]:
+    return [f"{values[key]:.3f}" for key in ("p10", "median", "p90")]
