@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from i2l_core.demo import files
-from i2l_core.demo.backbone import LayerPair
+from i2l_core.demo.backbone import Backbone, LayerPair
 from i2l_core.demo.content import Content
 from i2l_core.demo.judge import Verdict, style_distance, style_parts
 from i2l_core.demo.pool import PoolConfig, open_pool
@@ -73,7 +73,8 @@ class Bench:
         backbone, text = files.load_backbone()
         encoder, decoder = files.load_vae()
         self.backbone, self.text = backbone.to(self.device).requires_grad_(False), text.to(self.device)
-        self.network = torch.compile(self.backbone, dynamic=False) if compiled else self.backbone
+        compiled_too = cast(Backbone, torch.compile(self.backbone, dynamic=False)) if compiled else None
+        self.network = compiled_too or self.backbone  # what paints and trains
         self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
         self.verdict = files.load_judge().to(self.device)
         self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]
