@@ -73,8 +73,8 @@ class Bench:
         backbone, text = files.load_backbone()
         encoder, decoder = files.load_vae()
         self.backbone, self.text = backbone.to(self.device).requires_grad_(False), text.to(self.device)
-        compiled_too = cast(Backbone, torch.compile(self.backbone, dynamic=False)) if compiled else None
-        self.network = compiled_too or self.backbone  # what paints and trains
+        network = torch.compile(self.backbone, dynamic=False) if compiled else self.backbone
+        self.network = cast(Backbone, network)  # what paints and trains
         self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
         self.verdict = files.load_judge().to(self.device)
         self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]

@@ -120,7 +120,7 @@ def test_styles_stay_in_their_regions(server: ComfyClient):
     change = (both - alone).abs().float().mean((0, 2))  # of each column
     middle = len(change) // 2
     assert change[middle + 8 :].mean() > 40
-    assert change[: middle - 8].mean() < 0.2 * change[middle + 8 :].mean()
+    assert change[: middle - 8].mean() < 0.25 * change[middle + 8 :].mean()
 
 
 def _with_style_a_alone(prompt):
