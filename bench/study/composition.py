@@ -20,16 +20,17 @@ from . import control
 _DENOISE = (0.4, 0.6, 0.8, 1.0)
 _SEED = 5
 _CFG = 3.0
-_EDGE = 12  # pixels along the border of a mask that the autoencoder mixes
+_BEYOND = (8, 16, 24)  # pixels from the mask: the decoder sees across its border, the sampling does not
 
 
 def run(bench: Bench, steps: int) -> dict[str, Any]:
     """Every held-out style, restyling a real picture of the next one.
 
     img2img: style distance, and how often the picture still shows its content. Inpainting of the middle: the same
-    inside, and the largest change of a latent and of a pixel outside, which must be none. Structure control, where
-    `python -m bench.study.variants control` has trained it: the LoRA tells the style, a picture of where the figures
-    are tells the content, with the prompt and without any.
+    inside; outside, the largest change of a latent, which must be none, and of a pixel, which falls with the distance
+    because the decoder sees across the border (workflows composite, and then no pixel changes). Structure control,
+    where `python -m bench.study.variants control` has trained it: the LoRA tells the style, a picture of where the
+    figures are tells the content, with the prompt and without any.
     """
     found: dict[str, Any] = {"img2img": {}, "inpaint": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -45,11 +46,13 @@ def run(bench: Bench, steps: int) -> dict[str, Any]:
         mask[:, 32:96, 32:96] = 1
         made = host.sample(latents, contents, steps, 1.0, mask)
         pictures, before = host.decode(made), host.decode(latents)
-        kept = torch.nn.functional.max_pool2d(mask[None], 2 * _EDGE + 1, 1, _EDGE)[0] == 0
         outside = torch.nn.functional.interpolate(mask[None], made.shape[-2:], mode="area")[0] == 0
         found["inpaint"] = {
             "changed_latents_outside": float((made - latents).abs()[:, :, outside[0]].max()),
-            "changed_pixels_outside": float((pictures - before).abs()[:, :, kept[0]].max()),
+            **{
+                f"changed_pixels_beyond_{n}": float((pictures - before).abs()[:, :, _far(mask, n)].max())
+                for n in _BEYOND
+            },
             "changed_pixels_inside": float((pictures - before).abs()[:, :, mask[0] > 0].mean()),
         }
         trained = control.load_control()
@@ -149,6 +152,11 @@ class _Host:
 
     def _words(self, text: str) -> Any:
         return self.world.clip.encode_from_tokens_scheduled(self.world.clip.tokenize(text))
+
+
+def _far(mask: Tensor, pixels: int) -> Tensor:
+    """(H, W) bool: further than so many pixels from the mask (1, H, W)."""
+    return torch.nn.functional.max_pool2d(mask[None], 2 * pixels + 1, 1, pixels)[0, 0] == 0
 
 
 def _judged(bench: Bench, pictures: Tensor, contents: Any) -> dict[str, float]:
