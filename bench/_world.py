@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i2l_core.demo import files
 from i2l_core.demo.backbone import Backbone, LayerPair
-from i2l_core.demo.content import Content
+from i2l_core.demo.content import PARTS, Content
 from i2l_core.demo.judge import Verdict, style_distance, style_parts
 from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
@@ -115,13 +115,14 @@ class Bench:
             sys.stderr.write(f"{name}: {case.figures()}  {time.time() - self.started:.0f} s\n")
         return case
 
-    def judge(self, pictures: Tensor) -> Case:
-        """`pictures` (S * P, 3, H, W) against the references of their styles and their prompts."""
+    def judge(self, pictures: Tensor, asked: Sequence[Content] | None = None) -> Case:
+        """`pictures` (S * P, 3, H, W) against the references of their styles, and the prompts or what else is asked."""
         verdict = self.verdict(pictures)
         distances = [style_distance(verdict, self.repeated(reference)) for reference in self.seen]
         right = [
-            getattr(verdict, f).argmax(1).cpu() == torch.tensor([getattr(c, f) for c in self.targets])
-            for f in ("subject", "count", "place")
+            getattr(verdict, f).argmax(1).cpu()
+            == torch.tensor([getattr(c, f) for c in asked or self.targets])
+            for f in PARTS
         ]
         return Case(pictures, verdict, torch.stack(distances).mean(0).cpu(), torch.stack(right, 1))
 
@@ -191,9 +192,15 @@ def save_sheet(path: Path, references: Tensor, cases: Sequence[Case], rows: int 
     for s in range(min(rows, len(references))):
         pictures = [*references[s], *(p for column in columns for p in column[s])]
         strips.append(torch.cat([torch.nn.functional.pad(p, (2, 2, 2, 2), value=1.0) for p in pictures], 2))
-    sheet = torch.cat(strips, 1).permute(1, 2, 0)  # CHW -> HWC
+    sheet = torch.cat(strips, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet * 255).round().to(torch.uint8).cpu().numpy()).save(path)
+    as_image(sheet).save(path)
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """(3, H, W) in 0..1."""
+    pixels = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8)  # CHW -> HWC
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def _rows(loras: LoRAs | None, chosen: Tensor) -> dict[str, LayerPair] | None:

@@ -19,7 +19,19 @@ from typing import Any
 import torch
 
 from .._world import Bench
-from . import composition, curves, fidelity, guidance, leakage, learned, plots, sheet, tables, trained
+from . import (
+    composition,
+    curves,
+    fidelity,
+    guidance,
+    leakage,
+    learned,
+    plots,
+    results,
+    sheet,
+    tables,
+    trained,
+)
 
 FOLDER = Path("docs/study")
 
@@ -53,7 +65,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join((*PARTS, *DRAWN))}")
+    known = ", ".join((*PARTS, *DRAWN))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=known)
     parser.add_argument("--styles", type=int, help="instead of each part's own number")
     parser.add_argument("--steps", type=int, default=12, help="of sampling")
     parser.add_argument("--missing", action="store_true", help="only parts that are not in docs/study")
@@ -63,24 +76,23 @@ def main() -> None:
     options = parser.parse_args()
     unknown = set(options.parts) - {*PARTS, *DRAWN}
     if unknown:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join((*PARTS, *DRAWN))}")
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {known}")
     options.out.mkdir(parents=True, exist_ok=True)
-    results = {}
+    found = {}
     for name in options.parts or PARTS:
-        path = options.out / f"{name}.json"
-        if name in DRAWN or (options.missing and path.exists()):
+        if name in DRAWN or (options.missing and results.path_of(options.out, name).exists()):
             continue
         if not options.json:
             sys.stderr.write(f"== {name}\n")
-        results[name] = measured(PARTS[name], options)
-        path.write_text(json.dumps(results[name], indent=1) + "\n", "utf-8")
+        found[name] = measured(PARTS[name], options)
+        results.write(options.out, name, found[name])
     if not options.parts or "plots" in options.parts:
         plots.draw(options.out)
         tables.write(options.out)
     if not options.parts or "sheet" in options.parts:
         sheet.draw()
     if options.json:
-        print(json.dumps(results))
+        print(json.dumps(found))
 
 
 def measured(part: Part, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i2l_core.demo.backbone import Backbone, BackboneConfig, Block
+from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
 from i2l_core.demo.files import WEIGHTS, load_backbone, load_vae
 from i2l_core.demo.pool import Pool
 from i2l_core.train.backbone import is_hidden_matrix
@@ -53,7 +53,6 @@ class Control(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         patch = config.patch_size**2 * config.in_channels
-        self.patch = config.patch_size
         self.control_all_x_embedder = nn.ModuleDict({"2-1": nn.Linear(patch, config.dim)})
         self.control_noise_refiner = nn.ModuleList(Block(config, True) for _ in range(_REFINERS))
         self.control_layers = nn.ModuleList(ControlBlock(config, i == 0) for i in range(_LAYERS))
@@ -64,7 +63,8 @@ class Control(nn.Module):
         for block in self.control_noise_refiner:
             block.load_state_dict(backbone.noise_refiner[0].state_dict())
         for i, block in enumerate(self.control_layers):
-            block.load_state_dict(backbone.layers[_EVERY * i].state_dict(), strict=False)
+            learned = backbone.layers[_EVERY * i].state_dict()
+            block.load_state_dict({**block.state_dict(), **learned})
             for name in ("before_proj", "after_proj"):
                 if hasattr(block, name):
                     nn.init.zeros_(getattr(block, name).weight)
@@ -77,11 +77,7 @@ class Control(nn.Module):
         stream = backbone.enter(x, sigma, context, {})
         rope, both = stream.rope[:, stream.words :], stream.tokens
         entered = both[:, stream.words :]
-        batch, channels, height, width = picture.shape
-        patches = picture.view(
-            batch, channels, height // self.patch, self.patch, width // self.patch, self.patch
-        )
-        c = self.control_all_x_embedder["2-1"](patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+        c = self.control_all_x_embedder["2-1"](patches_of(picture, backbone.config.patch_size))
         for block in self.control_noise_refiner:
             c = block(c, rope, stream.t, {}, "")
         for i, block in enumerate(backbone.layers):

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from i2l_core.demo.content import PARTS
 from i2l_core.demo.judge import Verdict
 from i2l_core.demo.sampler import Sampling
 
 from .._world import Bench, LoRAs, predict
 from . import variants
 
-_PARTS = ("subject", "count", "place")
 _DEALS = 2000  # of references, for chance and for the interval
 
 
@@ -50,7 +50,7 @@ def _leaks(bench: Bench, verdict: Verdict, prompted: bool) -> dict[str, Any]:
     """Share of pictures that show the reference's word, in percent; chance; and the difference with its interval."""
     rows = bench.pool.contents
     found: dict[str, Any] = {}
-    for part in _PARTS:
+    for part in PARTS:
         seen = getattr(verdict, part).argmax(1).cpu()
         reference = torch.tensor([getattr(row[0], part) for row in rows])
         asked = torch.tensor([getattr(row[1], part) for row in rows])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from i2l_core.demo.content import PARTS
+
+from . import results
 
 PICTURES = Path("docs/images")
 _INK, _STYLE, _PROMPT, _OTHER = "#333333", "#c2410c", "#1d4ed8", "#9ca3af"
@@ -19,23 +22,22 @@ def draw(folder: Path, out: Path = PICTURES) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawn = []
-    for name, plot in {
+    plots = {
         "fidelity": _fidelity,
         "trained": _trained,
         "leakage": _leakage,
         "guidance": _guidance,
         "curves": _curves,
         "learned": _learned,
-    }.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            figure = plot(json.loads(path.read_text("utf-8")))
-            target = out / f"study_{name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(target, dpi=110, bbox_inches="tight")
-            pyplot.close(figure)
-            drawn.append(target)
+    }
+    drawn = []
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in results.read(folder, plots):
+        figure = plots[name](data)
+        target = out / f"study_{name}.png"
+        figure.savefig(target, dpi=110, bbox_inches="tight")
+        pyplot.close(figure)
+        drawn.append(target)
     return drawn
 
 
@@ -81,17 +83,17 @@ def _trained(data: dict[str, Any]) -> Any:
 def _leakage(data: dict[str, Any]) -> Any:
     """How much more often than by chance a picture shows the reference's word; grey: where chance itself lies."""
     figure, axes = _row(2, (9, 3.2), sharey=True)
-    makers, parts = data["makers"], ("subject", "count", "place")
+    makers = data["makers"]
     colours = dict(zip(makers, (_OTHER, _STYLE, _PROMPT), strict=False))
     for axis, title in zip(axes, ("prompt", "no prompt"), strict=True):
         for m, (name, found) in enumerate(makers.items()):
-            for p, part in enumerate(parts):
+            for p, part in enumerate(PARTS):
                 x, leak = p + 0.25 * (m - (len(makers) - 1) / 2), found[title][part]
                 axis.plot([x, x], leak["spread_of_chance_95"], color="#d1d5db", lw=9, zorder=1)
                 label = name if p == 0 else None
                 axis.plot([x], [leak["above_chance"]], "o", ms=6, color=colours[name], label=label, zorder=2)
         axis.axhline(0, color=_INK, lw=0.8)
-        axis.set_xticks(range(len(parts)), parts)
+        axis.set_xticks(range(len(PARTS)), PARTS)
         _tidy(axis, f"sampled with {'a prompt for something else' if title == 'prompt' else 'no prompt'}", "")
     axes[0].set_ylabel("Points above chance")
     _legend(axes[0])

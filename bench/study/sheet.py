@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -20,7 +19,7 @@ from i2l_core.demo.sampler import Sampling, sample
 from i2l_core.images import GRAY
 from tools.contact_sheet import INK, PAPER, SOFT_INK
 
-from .._world import Bench, predict, repeated
+from .._world import Bench, as_image, predict, repeated
 
 PICTURE = Path("docs/images/styles.jpg")
 _STYLES, _HALVES = 12, 2
@@ -86,16 +85,12 @@ def _laid_out(references: Tensor, pictures: Tensor) -> Image.Image:
             s, top = h * rows + r, _MARGIN + _HEADER + r * cell
             for i, reference in enumerate(references[s]):
                 small, step = _SIDE // 2 - 1, _SIDE // 2 + 1
-                picture = _picture(reference).resize((small, small), Image.Resampling.LANCZOS)
+                picture = as_image(reference).resize((small, small), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (left + i % 2 * step, top + i // 2 * step))
             for c, picture in enumerate(pictures[s], start=1):
-                sheet.paste(_picture(picture), (left + c * cell + 2 * _GAP, top))
+                sheet.paste(as_image(picture), (left + c * cell + 2 * _GAP, top))
     return sheet
 
 
 def _plural(count: str, subject: str) -> str:
     return subject if count == "one" or subject == "fish" else f"{subject}s"
-
-
-def _picture(chw: Tensor) -> Image.Image:
-    return Image.fromarray((chw.permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8))

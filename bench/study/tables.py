@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from i2l_core.demo.content import PARTS
+
+from . import results
 
 NAME = "tables.md"
 _INTRO = """# The study in tables
@@ -13,17 +16,13 @@ _INTRO = """# The study in tables
 Written by `python -m bench.study plots` from the JSON files beside it; what it means is in
 [evidence.md](../evidence.md). Style distance: 0 is the same style. Brackets: 95 % intervals, by bootstrap over styles.
 """
-_PARTS = ("subject", "count", "place")
 
 
 def write(folder: Path) -> Path:
     """Tables of what has been measured; parts that are missing are left out."""
     sections = [_INTRO]
-    for name, section in _SECTIONS.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            data = json.loads(path.read_text("utf-8"))
-            sections.append(f"## {name.capitalize()}\n\n{_about(data)}\n\n{section(data)}")
+    for name, data in results.read(folder, _SECTIONS):
+        sections.append(f"## {name.capitalize()}\n\n{_about(data)}\n\n{_SECTIONS[name](data)}")
     target = folder / NAME
     target.write_text("\n".join(sections), "utf-8")
     return target
@@ -94,7 +93,7 @@ def _leakage(data: dict[str, Any]) -> str:
             )
             for maker, found in data["makers"].items()
             for title, leaks in found.items()
-            for part, leak in ((part, leaks[part]) for part in _PARTS)
+            for part, leak in ((part, leaks[part]) for part in PARTS)
         ),
     )
 

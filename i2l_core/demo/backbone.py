@@ -140,8 +140,7 @@ class Backbone(nn.Module):
     def enter(self, x: Tensor, sigma: Tensor, context: Tensor, lora: Mapping[str, LayerPair]) -> Stream:
         """What goes into `layers`: the refined tokens of text and picture. Arguments as in `forward_tapped`."""
         c = self.config
-        batch, channels, height, width = x.shape
-        rows, columns = height // c.patch_size, width // c.patch_size
+        rows, columns = (side // c.patch_size for side in x.shape[-2:])
         if (rows * columns) % c.pad_tokens_multiple or context.shape[1] % c.pad_tokens_multiple:
             raise ValueError(
                 f"tokens must be a multiple of {c.pad_tokens_multiple}: {rows}x{columns}, text {context.shape[1]}"
@@ -151,10 +150,7 @@ class Backbone(nn.Module):
         text_rope, image_rope = (r.to(x.device) for r in _rotations(c, context.shape[1], rows, columns))
         for i, block in enumerate(self.context_refiner):
             text = block(text, text_rope, None, lora, f"context_refiner.{i}")
-        patches = x.view(batch, channels, rows, c.patch_size, columns, c.patch_size)
-        image = self.x_embedder(
-            patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), lora.get("x_embedder")
-        )
+        image = self.x_embedder(patches_of(x, c.patch_size), lora.get("x_embedder"))
         for i, block in enumerate(self.noise_refiner):
             image = block(image, image_rope, t, lora, f"noise_refiner.{i}")
         rope = torch.cat([text_rope, image_rope], 1)
@@ -169,6 +165,13 @@ class Backbone(nn.Module):
         batch, channels, height, width = shape
         out = out.view(batch, height // patch, width // patch, patch, patch, channels)
         return -out.permute(0, 5, 1, 3, 2, 4).reshape(shape)
+
+
+def patches_of(x: Tensor, side: int) -> Tensor:
+    """Latents (B, C, H, W) -> patches in row order, (B, H * W / side^2, side * side * C)."""
+    batch, channels, height, width = x.shape
+    patches = x.view(batch, channels, height // side, side, width // side, side)
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 class Block(nn.Module):

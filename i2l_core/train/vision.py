@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..demo.content import PARTS
 from ..demo.judge import Judge
 from ..demo.pool import Pool
 from ..demo.style import TECHNIQUES
@@ -136,4 +137,4 @@ def _style_labels(pool: Pool, styles: np.ndarray) -> tuple[Tensor, Tensor]:
 
 def _content_labels(pool: Pool, styles: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     contents = [pool.contents[s][r] for s, r in zip(styles, rows, strict=True)]
-    return tuple(torch.tensor([getattr(c, f) for c in contents]) for f in ("subject", "count", "place"))  # type: ignore
+    return tuple(torch.tensor([getattr(c, f) for c in contents]) for f in PARTS)  # type: ignore
