@@ -22,6 +22,7 @@ from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
 from i2l_core.demo.sampler import Sampling, sample
 from i2l_core.predictors.checkpoint import load_predictor
+from i2l_core.predictors.query import QueryPredictor
 
 LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), one LoRA per style
 
@@ -164,14 +165,18 @@ class Bench:
         return torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device)
 
 
-def predict(references: Tensor) -> dict[str, LayerPair]:
-    """References (S, N, 3, H, W) -> one LoRA per style, stacked: weight -> (down (S, k, in), up (S, out, k))."""
+def predict(references: Tensor, predictor: QueryPredictor | None = None) -> dict[str, LayerPair]:
+    """References (S, N, 3, H, W) -> one LoRA per style, stacked: weight -> (down (S, k, in), up (S, out, k)).
+
+    By the shipped predictor, or by another one that looks through the same encoder.
+    """
     loaded = load_predictor(files.WEIGHTS / files.PREDICTOR)
-    encoder, predictor = (net.float().to(references.device) for net in (loaded.encoder, loaded.predictor))
+    encoder = loaded.encoder.float().to(references.device)
+    network = predictor or loaded.predictor.float().to(references.device)
     parts = []
     for block in references.split(_BLOCK):
         tokens = encoder(block.flatten(0, 1) * 2 - 1).unflatten(0, block.shape[:2]).flatten(1, 2)
-        parts.append({t.weight: pair for t, pair in predictor(tokens).layers().items()})
+        parts.append({t.weight: pair for t, pair in network(tokens).layers().items()})
     return {k: (torch.cat([p[k][0] for p in parts]), torch.cat([p[k][1] for p in parts])) for k in parts[0]}
 
 

@@ -34,6 +34,7 @@ from . import (
 )
 
 FOLDER = Path("docs/study")
+_STEPS = 8  # of sampling; twelve bring a style distance that is 0.002 smaller
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ PARTS = {
     "fidelity": Part(fidelity.run, 500, 8),
     "trained": Part(trained.run, 32, 8, 2),
     "leakage": Part(leakage.run, 500, 1),
-    "guidance": Part(guidance.run, 128, 4),
-    "curves": Part(curves.run, 64, 4),
+    "guidance": Part(guidance.run, 96, 4),
+    "curves": Part(curves.run, 32, 4),
     "learned": Part(learned.run, 256, 8, samples=False),
     "composition": Part(composition.run, 16, 4, samples=False),
 }
@@ -68,7 +69,7 @@ def main() -> None:
     known = ", ".join((*PARTS, *DRAWN))
     parser.add_argument("parts", nargs="*", metavar="PART", help=known)
     parser.add_argument("--styles", type=int, help="instead of each part's own number")
-    parser.add_argument("--steps", type=int, default=12, help="of sampling")
+    parser.add_argument("--steps", type=int, default=_STEPS, help="of sampling")
     parser.add_argument("--missing", action="store_true", help="only parts that are not in docs/study")
     parser.add_argument("--no-compile", action="store_true", help="for machines without a C++ compiler")
     parser.add_argument("--json", action="store_true", help="print the results too, and nothing but them")

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
-from i2l_core.demo.files import WEIGHTS, load_backbone, load_vae
-from i2l_core.demo.pool import Pool
+from i2l_core.demo.files import WEIGHTS, load_backbone
 from i2l_core.train.backbone import is_hidden_matrix
 from i2l_core.train.data import draw_prompt, token_ids, train_pool
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l_core.train.run import Plan, Run
+from i2l_core.train.tool.base import TinyWorld
 
 FOLDER = Path(".runs/control")
 PLAN = Plan(steps=600, batch=32, lr=2e-3, seed=61, warmup=50, average=0.99)
@@ -102,7 +102,7 @@ def train(steps: int | None, compiled: bool = True) -> None:
     backbone, text = load_backbone(WEIGHTS)
     for frozen in (backbone, text):
         frozen.requires_grad_(False)
-    encoder = load_vae(WEIGHTS)[0].requires_grad_(False)
+    coder = TinyWorld(WEIGHTS, torch.device("cpu"))
     pool = train_pool()
     control = Control(backbone.config)
     control.start_from(backbone)
@@ -118,9 +118,8 @@ def train(steps: int | None, compiled: bool = True) -> None:
             draw_prompt(pool.contents[s][r], pool.styles[s], rng) if rng.uniform() < 0.5 else ""
             for s, r in pairs
         ]
-        clean, seen = (
-            encoder(t) for t in (_clean(pool, styles, rows), pictures_of(_masks(pool, styles, rows)))
-        )
+        clean = coder.encode(torch.from_numpy(pool.pictures[styles, rows]).float() / 255)
+        seen = coder.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows])).movedim(1, -1))
         noise = torch.randn(clean.shape, generator=generator)
         sigma = draw_sigmas(plan.batch, generator)
         found = steer(backbone, noisy(clean, noise, sigma), sigma, text(token_ids(prompts)), seen)
@@ -159,11 +158,3 @@ def in_host(control: Control, config: BackboneConfig) -> Any:
     return CoreModelPatcher(
         network, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
     )
-
-
-def _clean(pool: Pool, styles: Any, rows: Any) -> Tensor:
-    return torch.from_numpy(pool.pictures[styles, rows]).permute(0, 3, 1, 2).float() / 255
-
-
-def _masks(pool: Pool, styles: Any, rows: Any) -> Tensor:
-    return torch.from_numpy(pool.masks[styles, rows])

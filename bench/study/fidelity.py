@@ -32,6 +32,11 @@ def run(bench: Bench, steps: int) -> dict[str, Any]:
         cases[name] = bench.paint(name, part, None, None, start)
     for name, words in _adapter(bench).items():
         cases[name] = bench.paint(name, sampling, None, None, words=words)
+    equally_long = variants.load_pairs("different_content", bench.device)
+    if equally_long is not None:
+        lora = predict(bench.references[:, :4], equally_long)
+        name = "predicted, trained as long as the adapter"
+        cases[name] = bench.paint(name, sampling, lora, lora)
     cases["real pictures"] = bench.judge(bench.real)
     return {
         "cases": {name: _figures(bench, case, cases["none"]) for name, case in cases.items()},

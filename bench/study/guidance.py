@@ -11,7 +11,7 @@ from i2l_core.images import GRAY
 
 from .._world import Bench, LoRAs, predict, repeated, rolled
 
-_CFG = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+_CFG = (1.0, 2.0, 4.0, 6.0, 8.0)
 
 
 def run(bench: Bench, steps: int) -> dict[str, Any]:

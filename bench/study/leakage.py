@@ -1,8 +1,9 @@
-"""Does the content of a reference reach the picture? Against chance, with different and with equal training pairs.
+"""Does the content of a reference reach the picture? Against chance, for training pairs of different and equal content.
 
 One reference, a prompt for another content. For subject, count and place: how often the judge reads the reference's
 word where the prompt says another one, and how often it would if the references were dealt anew (chance). Once with
-the prompt, once without any, where nothing else says what to draw.
+the prompt, once without any, where nothing else says what to draw. Without a LoRA it is chance by
+definition.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ _DEALS = 2000  # of references, for chance and for the interval
 
 
 def run(bench: Bench, steps: int) -> dict[str, Any]:
-    makers: dict[str, LoRAs | None] = {"no LoRA": None, "predicted": predict(bench.references)}
-    same = variants.load_same_content(bench.device)
-    if same is not None:
-        layers = same(variants.tokens_of(bench.references)).layers()
-        makers["predicted, trained on pairs of equal content"] = {
-            t.weight: pair for t, pair in layers.items()
-        }
+    makers: dict[str, LoRAs] = {"predicted": predict(bench.references)}
+    for kind in variants.PAIRS:
+        trained = variants.load_pairs(kind, bench.device)
+        if trained is not None:
+            name = f"predicted, trained on pairs of {kind.replace('_', ' ')}"
+            makers[name] = predict(bench.references, trained)
     found: dict[str, Any] = {}
     for name, loras in makers.items():
         for title, words in {

@@ -67,13 +67,15 @@ def _trained(data: dict[str, Any]) -> Any:
     """Time to a LoRA against what it reaches."""
     figure, (axis,) = _row(1, (5.5, 3.6))
     cases = data["cases"]
-    xs, ys = zip(*((c["seconds_per_style"], c["style_distance"]) for c in cases.values()), strict=True)
+    points = [(c["seconds_per_style"], c["style_distance"]) for c in cases.values()]
+    xs = [x for x, _ in points]
     axis.axhline(data["none"]["style_distance"], color=_OTHER, ls=":", lw=1)
     axis.text(max(xs), data["none"]["style_distance"], "no LoRA", ha="right", va="bottom", fontsize=8)
-    axis.plot(xs[1:], ys[1:], color=_INK, lw=1, marker="o", ms=5)
-    axis.plot(xs[:1], ys[:1], "o", ms=8, color=_STYLE)
-    for name, x, y in zip(cases, xs, ys, strict=True):
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, 6), fontsize=8, color=_INK)
+    for kind, colour in (("trained", _INK), ("predicted", _STYLE)):
+        line = [point for name, point in zip(cases, points, strict=True) if name.startswith(kind)]
+        axis.plot(*zip(*line, strict=True), color=colour, lw=1, marker="o", ms=6)
+    for name, point in zip(cases, points, strict=True):
+        axis.annotate(name, point, textcoords="offset points", xytext=(5, 6), fontsize=8, color=_INK)
     axis.set_xscale("log")
     axis.set_ylim(bottom=0)
     _tidy(axis, "Seconds for one style", "Style distance")
@@ -84,12 +86,12 @@ def _leakage(data: dict[str, Any]) -> Any:
     """How much more often than by chance a picture shows the reference's word; grey: where chance itself lies."""
     figure, axes = _row(2, (9, 3.2), sharey=True)
     makers = data["makers"]
-    colours = dict(zip(makers, (_OTHER, _STYLE, _PROMPT), strict=False))
+    colours = dict(zip(makers, (_STYLE, _INK, _PROMPT), strict=False))
     for axis, title in zip(axes, ("prompt", "no prompt"), strict=True):
         for m, (name, found) in enumerate(makers.items()):
             for p, part in enumerate(PARTS):
-                x, leak = p + 0.25 * (m - (len(makers) - 1) / 2), found[title][part]
-                axis.plot([x, x], leak["spread_of_chance_95"], color="#d1d5db", lw=9, zorder=1)
+                x, leak = p + 0.2 * (m - (len(makers) - 1) / 2), found[title][part]
+                axis.plot([x, x], leak["spread_of_chance_95"], color="#d1d5db", lw=8, zorder=1)
                 label = name if p == 0 else None
                 axis.plot([x], [leak["above_chance"]], "o", ms=6, color=colours[name], label=label, zorder=2)
         axis.axhline(0, color=_INK, lw=0.8)

@@ -53,29 +53,21 @@ def _fidelity(data: dict[str, Any]) -> str:
 
 
 def _trained(data: dict[str, Any]) -> str:
-    rows = [("no LoRA", f"{data['none']['style_distance']:.3f}", _percent(data["none"]), "", "", "")]
+    rows = [("no LoRA", f"{data['none']['style_distance']:.3f}", _percent(data["none"]), "")]
     rows += [
-        (
-            name,
-            f"{case['style_distance']:.3f}",
-            _percent(case),
-            f"{case['seconds_per_style']:.3g}",
-            f"{100 * case['gain_of_predicted_over_this']:.0f} %",
-            f"{case['time_over_predicting']}",
-        )
+        (name, f"{case['style_distance']:.3f}", _percent(case), f"{case['seconds_per_style']:.3g}")
         for name, case in data["cases"].items()
     ]
-    return _table(
+    whole = _table(("", "style distance", "prompt accuracy", "seconds a style"), rows)
+    against = _table(
+        ("", "", "of the trained one's gain", "times faster"),
         (
-            "",
-            "style distance",
-            "prompt accuracy",
-            "seconds a style",
-            "gain of predicted over this gain",
-            "time over predicting",
+            (name, trained, f"{100 * ratio['gain']:.0f} %", str(ratio["times_faster"]))
+            for trained, ratios in data["predicted_over_trained"].items()
+            for name, ratio in ratios.items()
         ),
-        rows,
     )
+    return f"{whole}\n{against}"
 
 
 def _leakage(data: dict[str, Any]) -> str:

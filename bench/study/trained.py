@@ -6,6 +6,7 @@ batch with the others but without a say in them.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,40 +23,65 @@ from i2l_core.train.flow import draw_sigmas, noisy, velocity
 from .._world import Bench, predict
 
 MARKS = (100, 500, 2000)  # steps after which the LoRAs are looked at
-_PICTURES = 2  # of each style in a step
+_PICTURES = 1  # of each style in a step, as trainers of LoRAs have it
 _RATE = 2e-3
 _WARMUP = 20
 
 
 def run(bench: Bench, steps: int) -> dict[str, Any]:
-    """Style distance and prompt accuracy of both, and how much of the trained LoRA's gain the predicted one brings."""
+    """Style distance, prompt accuracy and time of all; gain and time of each predicted LoRA against each trained one.
+
+    Gain: how far the style distance is below that of no LoRA. Times are per style, of all styles in a batch.
+    """
     sampling = Sampling(steps)
     none = bench.paint("none", sampling, None, None)
-    loras = predict(bench.references)
-    _settle(bench)
-    started = time.perf_counter()
-    loras = predict(bench.references)
-    _settle(bench)
-    predicting = (time.perf_counter() - started) / bench.styles
-    cases = {"predicted": bench.paint("predicted", sampling, loras, loras)}
-    seconds = {"predicted": predicting}
-    for mark, spent, lora in _trained(bench, loras):
-        name = f"trained {mark} steps"
-        seconds[name] = spent / bench.styles
+    references = {
+        f"predicted, {n} reference{'s' * (n > 1)}": bench.references[:, :n] for n in _references(bench)
+    }
+    times: dict[str, list[float]] = {name: [] for name in references}
+    cases = {}
+    for name, seen in references.items():
+        lora = predict(seen)
         cases[name] = bench.paint(name, sampling, lora, lora)
+    for mark, spent, learned in _trained(bench, lora):
+        for name, seen in references.items():
+            times[name].append(_seconds(bench, seen))
+        name = f"trained {mark} steps"
+        times[name] = [spent]
+        cases[name] = bench.paint(name, sampling, learned, learned)
+    seconds = {name: statistics.median(each) / bench.styles for name, each in times.items()}
     gain = {name: float((none.style_distance - case.style_distance).mean()) for name, case in cases.items()}
     return {
         "none": none.figures(),
         "cases": {
-            name: {
-                **case.figures(),
-                "seconds_per_style": round(seconds[name], 4),
-                "gain_of_predicted_over_this": round(gain["predicted"] / gain[name], 3),
-                "time_over_predicting": round(seconds[name] / predicting),
-            }
+            name: {**case.figures(), "seconds_per_style": round(seconds[name], 5)}
             for name, case in cases.items()
         },
+        "predicted_over_trained": {
+            trained: {
+                name: {
+                    "gain": round(gain[name] / gain[trained], 3),
+                    "times_faster": round(seconds[trained] / seconds[name]),
+                }
+                for name in references
+            }
+            for trained in cases
+            if trained not in references
+        },
     }
+
+
+def _references(bench: Bench) -> tuple[int, ...]:
+    """One, and all that the trained LoRAs see."""
+    return tuple(sorted({1, bench.n_references}))
+
+
+def _seconds(bench: Bench, references: Tensor) -> float:
+    _settle(bench)
+    started = time.perf_counter()
+    predict(references)
+    _settle(bench)
+    return time.perf_counter() - started
 
 
 def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, float, dict[str, LayerPair]]]:

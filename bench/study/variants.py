@@ -1,10 +1,10 @@
-"""What the predictor is compared with, trained equally long on the same data: an adapter, and pairs of equal content.
+"""Trained equally long, from scratch, on the same data: the predictor, one on pairs of equal content, and an adapter.
 
-    python -m bench.study.variants [adapter] [same_content] [control] [--steps N]
+    python -m bench.study.variants [different_content] [same_content] [adapter] [control] [--steps N]
 
-The adapter has the predictor's transformer and looks at the same tokens, but writes further context tokens for the
-frozen backbone instead of a LoRA (IP-Adapter, FLUX Redux). With equal content the target shows what a reference
-shows, which the paper's section 3.3 warns of. Both are trained as `tiny-world.toml` says, into `.runs/`. The control
+With equal content the target shows what a reference shows, which the paper's section 3.3 warns of. The adapter has
+the predictor's transformer and looks at the same tokens, but writes further context tokens for the frozen backbone
+instead of a LoRA (IP-Adapter, FLUX Redux). All are trained as `tiny-world.toml` says, into `.runs/`. The control
 (control.py) has a plan of its own.
 """
 
@@ -36,7 +36,11 @@ from i2l_core.train.tool.session import TinyOpener, open_data, open_material, tr
 from . import control
 
 CONFIG = Path("i2l_core/train/configs/tiny-world.toml")
-ADAPTER, SAME_CONTENT = Path(".runs/adapter"), Path(".runs/same-content")
+ADAPTER = Path(".runs/adapter")
+PAIRS = {  # of reference and target: share of equal content, and where what was trained on them lies
+    "different_content": (0.0, Path(".runs/different-content")),
+    "same_content": (1.0, Path(".runs/same-content")),
+}
 _TOKENS = 16  # that the adapter adds: as many as a prompt has
 _BLOCK = 64  # pictures encoded at once
 
@@ -79,9 +83,9 @@ def load_adapter(device: torch.device) -> Adapter | None:
     return adapter.eval().requires_grad_(False).to(device)
 
 
-def load_same_content(device: torch.device) -> QueryPredictor | None:
-    """The predictor that was trained on pairs of equal content, or None when it has not been trained."""
-    path = SAME_CONTENT / PREDICTOR
+def load_pairs(name: str, device: torch.device) -> QueryPredictor | None:
+    """The predictor that was trained on one kind of `PAIRS`, or None when it has not been trained."""
+    path = PAIRS[name][1] / PREDICTOR
     return load_predictor(path).predictor.float().to(device) if path.exists() else None
 
 
@@ -89,16 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("variants", nargs="*", choices=["adapter", "same_content", "control"])
+    parser.add_argument("variants", nargs="*", choices=[*PAIRS, "adapter", "control"])
     parser.add_argument("--steps", type=int, help="otherwise as the config says")
     options = parser.parse_args(arguments)
     config = load_config(CONFIG)
     if options.steps:
         config = replace(config, plan=replace(config.plan, steps=options.steps))
-    if not options.variants or "same_content" in options.variants:
-        pairing = replace(config.pairing, same_content=1.0)
-        table = replace(config.run, folder=str(SAME_CONTENT))
-        train(replace(config, pairing=pairing, run=table), TinyOpener(), Accelerator())
+    for name, (share, folder) in PAIRS.items():
+        if not options.variants or name in options.variants:
+            pairing = replace(config.pairing, same_content=share)
+            table = replace(config.run, folder=str(folder))
+            train(replace(config, pairing=pairing, run=table), TinyOpener(), Accelerator())
     if not options.variants or "adapter" in options.variants:
         train_adapter(config)
     if not options.variants or "control" in options.variants:
