@@ -155,9 +155,10 @@ class Bench:
         return {"mean": round(float(change.mean()), 4), "interval_95": [round(low, 4), round(high, 4)]}
 
     def about(self) -> dict[str, Any]:
+        threads = torch.get_num_threads()
         return {
             "styles": self.styles,
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
             "seconds": round(time.time() - self.started, 1),
         }
 

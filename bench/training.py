@@ -73,6 +73,8 @@ class Gpu:
 GPUS = (Gpu("A100 80 GB", 312e12, 230e9), Gpu("H100 80 GB", 989e12, 360e9))
 _UTILISATION = 0.4  # of the peak, as large transformers reach it with gradient checkpointing
 _GLOBAL_BATCH = 8  # styles an update (paper, section 4.1)
+_LORA_STEPS = 500  # of a LoRA trained for one style, which a prediction is held against
+_PASSES = 2  # of the base model in such a step: forward, and backward through frozen weights
 
 
 def main() -> None:
@@ -239,6 +241,7 @@ def _count(name: str) -> dict[str, float]:
     encoder, base = saving.objective._frozen
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         base.velocity(saving.batch.x, saving.batch.sigma, saving.batch.texts, None)
+    forward = counter.get_total_flops()
     network = base._model.diffusion_model
     blocks = sum(1 for block in _run_blocks(plain))
     kept, everything = _kept_bytes(saving), _kept_bytes(plain)
@@ -246,8 +249,9 @@ def _count(name: str) -> dict[str, float]:
         "base_parameters": sum(p.numel() for p in network.parameters()),
         "encoder_parameters": sum(p.numel() for p in encoder.parameters()),
         "predictor_parameters": sum(p.numel() for p in saving.objective.predictor.parameters()),
-        "flops_base_forward": counter.get_total_flops(),
+        "flops_base_forward": forward,
         "flops_predict_forward": predict,
+        f"predictions_in_{_LORA_STEPS}_steps_of_a_lora": round(_LORA_STEPS * _PASSES * forward / predict),
         "flops_step_of_one_target": total,
         "kept_bytes_with_checkpointing": kept,
         "kept_bytes_without": everything,

@@ -54,7 +54,7 @@ PARTS = {
     "leakage": Part(leakage.run, 500, 1),
     "guidance": Part(guidance.run, 96, 4),
     "curves": Part(curves.run, 32, 4),
-    "learned": Part(learned.run, 256, 8, samples=False),
+    "learned": Part(learned.run, 500, 8, samples=False),
     "composition": Part(composition.run, 16, 4, samples=False),
 }
 DRAWN = ("plots", "sheet")

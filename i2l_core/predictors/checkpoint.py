@@ -10,10 +10,7 @@ Reading is strict, allocates nothing that the file does not hold, and never unpi
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,7 @@ from torch import Tensor, nn
 from ..checks import check_entries, shown
 from ..encoders import EncoderConfig, VisionEncoder
 from ..errors import I2LError
+from ..whole_file import replacing
 from .identify import describe_tensors
 from .query import QueryConfig, QueryPredictor
 from .registry import family_named, family_of
@@ -95,19 +93,13 @@ def save_predictor(
     for name, tensor in tensors.items():
         check_finite(name, tensor)
     header = {METADATA_KEY: json.dumps(metadata, ensure_ascii=False, allow_nan=False)}
-    temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
     try:
-        save_file(tensors, temporary, header)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, header)
     except (OSError, SafetensorError) as error:
         raise I2LError(
             f"cannot save {path}: {error}. Nothing was changed; check the folder and its space"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; and the first error is the one to tell
-            temporary.unlink()
 
 
 def peek(path: str | Path) -> PredictorHeader:

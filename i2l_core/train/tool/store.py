@@ -6,10 +6,7 @@ into 16 bits without loss, as the output of a 16 bit network does, is kept in 16
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...errors import I2LError
+from ...whole_file import replacing
 
 TEXTS, LATENTS = "texts", "latents"
 
@@ -48,20 +46,15 @@ class Store:
         if bad:
             raise I2LError(f"the {kind} of {source[-1][:120]!r} hold NaN or infinite values in {bad[0]}")
         path = self._path(kind, source)
-        temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+        small = {name: _small(tensor.cpu()).contiguous() for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: _small(tensor.cpu()).contiguous() for name, tensor in tensors.items()}, temporary
-            )
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                save_file(small, temporary)
         except (OSError, SafetensorError) as error:
             raise I2LError(
                 f"cannot write the cache {self._folder}: {error}; check the folder and its space"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):  # gone after success
-                temporary.unlink()
 
     def _path(self, kind: str, source: tuple[str, ...]) -> Path:
         key = hashlib.sha256("\0".join(source).encode()).hexdigest()
