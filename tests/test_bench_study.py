@@ -35,16 +35,17 @@ def one_hot(classes: Tensor, count: int) -> Tensor:
 
 
 class TestLeaks:
-    """400 pictures: the first content of a row is the reference's, the second the prompt's."""
+    """400 pictures, two of a style: the first content of a row is the reference's, the second the prompt's."""
 
     @pytest.fixture
     def rows(self) -> list[list[SimpleNamespace]]:
         g = torch.Generator().manual_seed(1)
         draws = [torch.randint(n, (400, 2), generator=g).tolist() for n in (8, 3, 5)]
-        return [
+        rows = [
             [SimpleNamespace(subject=s[i], count=c[i], place=p[i]) for i in (0, 1)]
             for s, c, p in zip(*draws, strict=True)
         ]
+        return [[rows[i - i % 2][0], row[1]] for i, row in enumerate(rows)]
 
     def leaks(self, study, rows, which: int | None, prompted: bool) -> dict:
         g = torch.Generator().manual_seed(2)
@@ -57,7 +58,11 @@ class TestLeaks:
         judged = SimpleNamespace(
             **{p: one_hot(shown[p], n) for p, n in (("subject", 8), ("count", 3), ("place", 5))}
         )
-        bench = SimpleNamespace(pool=SimpleNamespace(contents=rows))
+        bench = SimpleNamespace(
+            pool=SimpleNamespace(contents=rows[::2]),
+            targets=[row[1] for row in rows],
+            n_prompts=2,
+        )
         return study("study.leakage")._leaks(bench, judged, prompted)
 
     def test_a_copied_reference_is_found_every_time(self, study, rows) -> None:

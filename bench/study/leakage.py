@@ -48,18 +48,18 @@ def run(bench: Bench, steps: int) -> dict[str, Any]:
 
 def _leaks(bench: Bench, verdict: Verdict, prompted: bool) -> dict[str, Any]:
     """Share of pictures that show the reference's word, in percent; chance; and the difference with its interval."""
-    rows = bench.pool.contents
     found: dict[str, Any] = {}
     for part in PARTS:
         seen = getattr(verdict, part).argmax(1).cpu()
-        reference = torch.tensor([getattr(row[0], part) for row in rows])
-        asked = torch.tensor([getattr(row[1], part) for row in rows])
+        shown = torch.tensor([getattr(row[0], part) for row in bench.pool.contents])
+        reference = shown.repeat_interleave(bench.n_prompts)
+        asked = torch.tensor([getattr(content, part) for content in bench.targets])
         counted = (reference != asked) if prompted else torch.ones_like(asked, dtype=torch.bool)
         rate = _rate(seen, reference, counted)
         generator = torch.Generator().manual_seed(0)
         chance = []
         for _ in range(_DEALS):
-            dealt = reference[torch.randperm(len(reference), generator=generator)]
+            dealt = shown[torch.randperm(len(shown), generator=generator)].repeat_interleave(bench.n_prompts)
             chance.append(_rate(seen, dealt, (dealt != asked) if prompted else counted))
         chances = torch.tensor(chance)
         low, high = (chances - chances.mean()).quantile(torch.tensor([0.025, 0.975])).tolist()
