@@ -28,7 +28,9 @@ LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), 
 
 _SEED = 3
 _BLOCK = 16  # styles sampled together on a CPU
+_JUDGED = 64  # pictures judged together; all of a case at once would take gigabytes
 _RESAMPLES = 10_000  # of the bootstrap
+_FIELDS = tuple(Verdict.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Bench:
         self.network = cast(Backbone, network)  # what paints and trains
         self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
         self.verdict = files.load_judge().to(self.device)
-        self.seen = [self.verdict(self.references[:, i]) for i in range(n_references)]
+        self.seen = [self._read(self.references[:, i]) for i in range(n_references)]
         self.words = self.words_of(self.targets)
         self.no_words = self.text(self._ids([""]))
 
@@ -118,7 +120,7 @@ class Bench:
 
     def judge(self, pictures: Tensor, asked: Sequence[Content] | None = None) -> Case:
         """`pictures` (S * P, 3, H, W) against the references of their styles, and the prompts or what else is asked."""
-        verdict = self.verdict(pictures)
+        verdict = self._read(pictures)
         distances = [style_distance(verdict, self.repeated(reference)) for reference in self.seen]
         right = [
             getattr(verdict, f).argmax(1).cpu()
@@ -142,8 +144,7 @@ class Bench:
 
     def repeated(self, reference: Verdict) -> Verdict:
         """Of one reference per style -> of each of its pictures."""
-        fields = Verdict.__dataclass_fields__
-        return Verdict(*(getattr(reference, f).repeat_interleave(self.n_prompts, 0) for f in fields))
+        return Verdict(*(getattr(reference, f).repeat_interleave(self.n_prompts, 0) for f in _FIELDS))
 
     def paired(self, a: Tensor, b: Tensor) -> dict[str, Any]:
         """Mean of a - b (S * P,) over styles and its bootstrap 95 % interval; styles are drawn, with all prompts."""
@@ -161,6 +162,10 @@ class Bench:
             "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
             "seconds": round(time.time() - self.started, 1),
         }
+
+    def _read(self, pictures: Tensor) -> Verdict:
+        parts = [self.verdict(part) for part in pictures.split(_JUDGED)]
+        return Verdict(*(torch.cat([getattr(part, f) for part in parts]) for f in _FIELDS))
 
     def _ids(self, prompts: Any) -> Tensor:
         return torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device)

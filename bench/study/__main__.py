@@ -51,7 +51,7 @@ class Part:
 PARTS = {
     "fidelity": Part(fidelity.run, 500, 8),
     "trained": Part(trained.run, 32, 8, 2),
-    "leakage": Part(leakage.run, 500, 1, 2),
+    "leakage": Part(leakage.run, 500, 1),
     "guidance": Part(guidance.run, 96, 4),
     "curves": Part(curves.run, 32, 4),
     "learned": Part(learned.run, 500, 8, samples=False),
