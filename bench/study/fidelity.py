@@ -12,7 +12,7 @@ from .._world import Bench, Case, predict, rolled
 from . import variants
 
 _REFERENCES = (1, 2, 4, 8)
-_DENOISE = (0.9, 0.75, 0.6)  # of img2img from the first reference
+_DENOISE = (0.75, 0.6)  # of img2img from the first reference
 
 
 def run(bench: Bench, steps: int) -> dict[str, Any]:
