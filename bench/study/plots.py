@@ -98,7 +98,8 @@ def _leakage(data: dict[str, Any]) -> Any:
         axis.set_xticks(range(len(PARTS)), PARTS)
         _tidy(axis, f"sampled with {'a prompt for something else' if title == 'prompt' else 'no prompt'}", "")
     axes[0].set_ylabel("Points above chance")
-    _legend(axes[0])
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, loc="outside upper left", ncols=len(makers))
     return figure
 
 
