@@ -1,8 +1,8 @@
 """`python -m bench.study [PART ...] [--styles N] [--steps N]`: the study, part by part, as JSON in docs/study.
 
-Parts: fidelity, trained, leakage, guidance, curves, learned, composition; without one, all of them. Each is written
-when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs of equal
-content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been
+Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition; without one, all of them. Each is
+written when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs
+of equal content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been
 measured, `sheet` twelve styles.
 """
 
@@ -21,6 +21,7 @@ import torch
 from .._world import Bench
 from . import (
     composition,
+    cost,
     curves,
     fidelity,
     guidance,
@@ -51,6 +52,7 @@ class Part:
 PARTS = {
     "fidelity": Part(fidelity.run, 500, 8),
     "trained": Part(trained.run, 32, 8, 2),
+    "cost": Part(cost.run, 8, 1, samples=False),
     "leakage": Part(leakage.run, 500, 1),
     "guidance": Part(guidance.run, 96, 4),
     "curves": Part(curves.run, 32, 4),

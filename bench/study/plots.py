@@ -65,7 +65,7 @@ def _colour(name: str) -> str:
 
 def _trained(data: dict[str, Any]) -> Any:
     """Time to a LoRA against what it reaches."""
-    figure, (axis,) = _row(1, (5.5, 3.6))
+    figure, (axis,) = _row(1, (6.5, 3.6))
     cases = data["cases"]
     points = [(c["seconds_per_style"], c["style_distance"]) for c in cases.values()]
     xs = [x for x, _ in points]
@@ -74,9 +74,11 @@ def _trained(data: dict[str, Any]) -> Any:
     for kind, colour in (("trained", _INK), ("predicted", _STYLE)):
         line = [point for name, point in zip(cases, points, strict=True) if name.startswith(kind)]
         axis.plot(*zip(*line, strict=True), color=colour, lw=1, marker="o", ms=6)
-    for name, point in zip(cases, points, strict=True):
-        axis.annotate(name, point, textcoords="offset points", xytext=(5, 6), fontsize=8, color=_INK)
+    for i, (name, point) in enumerate(zip(cases, points, strict=True)):
+        offset = (5, -14 if i == 1 else 7)  # the two predicted ones lie close together
+        axis.annotate(name, point, textcoords="offset points", xytext=offset, fontsize=8, color=_INK)
     axis.set_xscale("log")
+    axis.set_xlim(right=10 * max(xs))
     axis.set_ylim(bottom=0)
     _tidy(axis, "Seconds for one style", "Style distance")
     return figure

@@ -70,6 +70,16 @@ def _trained(data: dict[str, Any]) -> str:
     return f"{whole}\n{against}"
 
 
+def _cost(data: dict[str, Any]) -> str:
+    return _table(
+        ("picture, pixels a side", "seconds of a step", "of predicting", "predictions in 500 steps"),
+        (
+            (side, f"{row['step']:.3g}", f"{data['predicting']:.3g}", str(row["predictions_in_500_steps"]))
+            for side, row in data["pixels"].items()
+        ),
+    )
+
+
 def _leakage(data: dict[str, Any]) -> str:
     return _table(
         ("", "sampled with", "part", "shown, %", "by chance, %", "above chance, points", "spread of chance"),
@@ -188,6 +198,7 @@ def _composition(data: dict[str, Any]) -> str:
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fidelity": _fidelity,
     "trained": _trained,
+    "cost": _cost,
     "leakage": _leakage,
     "guidance": _guidance,
     "curves": _curves,

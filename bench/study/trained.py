@@ -77,9 +77,9 @@ def _references(bench: Bench) -> tuple[int, ...]:
 
 
 def _seconds(bench: Bench, references: Tensor) -> float:
-    started = _clock(bench)
+    started = clock(bench)
     predict(references)
-    return _clock(bench) - started
+    return clock(bench) - started
 
 
 def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, float, dict[str, LayerPair]]]:
@@ -87,7 +87,7 @@ def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, fl
     latents = bench.encoder(bench.references.flatten(0, 1)).unflatten(0, bench.references.shape[:2])
     prompts = [content_prompt(c) for row in bench.pool.contents for c in row[: bench.n_references]]
     words = bench.text(token_ids(prompts).to(bench.device)).unflatten(0, latents.shape[:2])
-    lora = _fresh(like)
+    lora = fresh(like)
     optimiser = torch.optim.AdamW([t for pair in lora.values() for t in pair], lr=_RATE, weight_decay=0.0)
 
     def learn(step: int) -> None:
@@ -95,12 +95,12 @@ def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, fl
         rows = torch.randperm(bench.n_references, generator=generator)[:_PICTURES]
         optimiser.zero_grad()
         with torch.enable_grad():
-            _flow(
+            flow(
                 bench, latents[:, rows].flatten(0, 1), words[:, rows].flatten(0, 1), lora, generator
             ).backward()
 
     learn(0)  # compiles
-    spent, started = 0.0, _clock(bench)
+    spent, started = 0.0, clock(bench)
     for step in range(max(MARKS)):
         # each mark ends a training of its own: the rate falls to a tenth before it
         first = max((m for m in MARKS if m <= step), default=0)
@@ -110,12 +110,12 @@ def _trained(bench: Bench, like: dict[str, LayerPair]) -> Iterator[tuple[int, fl
         learn(step)
         optimiser.step()
         if step + 1 in MARKS:
-            spent += _clock(bench) - started
+            spent += clock(bench) - started
             yield step + 1, spent, {k: (down.detach(), up.detach()) for k, (down, up) in lora.items()}
-            started = _clock(bench)
+            started = clock(bench)
 
 
-def _flow(
+def flow(
     bench: Bench, clean: Tensor, words: Tensor, lora: dict[str, LayerPair], generator: torch.Generator
 ) -> Tensor:
     """The sum over styles of each one's own loss, so that a style trains as if it were alone."""
@@ -125,7 +125,7 @@ def _flow(
     return (v - velocity(clean, noise)).square().mean() * bench.styles
 
 
-def _fresh(like: dict[str, LayerPair]) -> dict[str, LayerPair]:
+def fresh(like: dict[str, LayerPair]) -> dict[str, LayerPair]:
     """LoRAs of the same shapes that change nothing yet."""
     generator = torch.Generator().manual_seed(5)
     return {
@@ -137,7 +137,7 @@ def _fresh(like: dict[str, LayerPair]) -> dict[str, LayerPair]:
     }
 
 
-def _clock(bench: Bench) -> float:
+def clock(bench: Bench) -> float:
     """Seconds; on a CPU those that this process computed, so that whatever else runs there does not count."""
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
