@@ -73,13 +73,14 @@ class Bench:
         self.references = pictures[:, :n_references]  # (S, N, 3, H, W)
         self.real = pictures[:, n_references:].flatten(0, 1)
         self.targets = [content for row in self.pool.contents for content in row[n_references:]]
-        backbone, text = files.load_backbone()
-        encoder, decoder = files.load_vae()
-        self.backbone, self.text = backbone.to(self.device).requires_grad_(False), text.to(self.device)
+        self.backbone, self.text = files.load_backbone()
+        self.encoder, self.decoder = files.load_vae()
+        self.verdict = files.load_judge()
+        for part in (self.backbone, self.text, self.encoder, self.decoder, self.verdict):
+            # frozen, or what is made here once would keep its graph: gigabytes of the judge's
+            part.requires_grad_(False).to(self.device)
         network = torch.compile(self.backbone, dynamic=False) if compiled else self.backbone
         self.network = cast(Backbone, network)  # what paints and trains
-        self.encoder, self.decoder = encoder.to(self.device), decoder.to(self.device)
-        self.verdict = files.load_judge().to(self.device)
         self.seen = [self._read(self.references[:, i]) for i in range(n_references)]
         self.words = self.words_of(self.targets)
         self.no_words = self.text(self._ids([""]))

@@ -2,8 +2,8 @@
 
 One reference, a prompt for another content. For subject, count and place: how often the judge reads the reference's
 word where the prompt says another one, and how often it would if the references were dealt anew (chance). Once with
-the prompt, once without any, where nothing else says what to draw. Without a LoRA it is chance by
-definition.
+the prompt, once without any, where nothing else says what to draw. Without a
+LoRA it is chance by definition.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def run(bench: Bench, steps: int) -> dict[str, Any]:
         cases[name] = bench.paint(name, sampling, lora, lora)
     for mark, spent, learned in _trained(bench, lora):
         for name, seen in references.items():
-            times[name].append(_seconds(bench, seen))
+            times[name].append(seconds_of_predicting(bench, seen))
         name = f"trained {mark} steps"
         times[name] = [spent]
         cases[name] = bench.paint(name, sampling, learned, learned)
@@ -76,7 +76,7 @@ def _references(bench: Bench) -> tuple[int, ...]:
     return tuple(sorted({1, bench.n_references}))
 
 
-def _seconds(bench: Bench, references: Tensor) -> float:
+def seconds_of_predicting(bench: Bench, references: Tensor) -> float:
     started = clock(bench)
     predict(references)
     return clock(bench) - started
