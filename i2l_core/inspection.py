@@ -14,11 +14,11 @@ from .checks import shown
 from .encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
+from .files.kinds import describe_bytes, describe_tensors
+from .files.safetensors import check_shapes, shapes_and_dtypes
 from .layouts import MODELS, find_model
 from .lora_names import recognise_lora, split_key
 from .predictors import checkpoint, v1_kinds
-from .predictors.identify import describe_bytes, describe_tensors
-from .predictors.strict import check_shapes, shapes_and_dtypes
 from .predictors.template import PROGRAM, read_template, weight_path
 
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")

@@ -19,6 +19,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from .errors import I2LError
+from .files.atomic import next_free_path, safe_join, write_new
 from .layouts import Layout, find_model
 from .lora import LoRA, LowRank, Target
 from .lora_names import (
@@ -33,7 +34,6 @@ from .lora_names import (
     without_prefix,
     written_layers,
 )
-from .new_file import next_free_path, safe_join, write_new
 
 __all__ = [
     "METADATA_KEY",

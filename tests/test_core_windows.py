@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.new_file import safe_join
+from i2l.i2l_core.files.atomic import safe_join
 
 HERE = Path("/tmp/nowhere/loras")
 THERE = PureWindowsPath("C:/Users/me/ComfyUI/models/loras")

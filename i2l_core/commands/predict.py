@@ -19,11 +19,11 @@ from torch import Tensor
 from ..checks import listed
 from ..encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, load_pooled, peek_pooled
 from ..errors import I2LError
+from ..files.atomic import SUFFIX
 from ..images import MIN_SIDE, Reference, counted, gray
 from ..lora import LoRA
 from ..lora_file import save
 from ..lora_names import STYLES
-from ..new_file import SUFFIX
 from ..pictures import read_reference
 from ..predictors.attention_bias import attention_bias
 from ..predictors.checkpoint import load_predictor

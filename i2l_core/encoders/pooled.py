@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import I2LError
-from ..predictors.identify import describe_tensors
-from ..predictors.strict import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
+from ..files.kinds import describe_tensors
+from ..files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
 from .casting import FLOAT8, follow, in_float8, linear_weights, replace_layers
 from .cover import cover
 from .tokens import build_siglip

@@ -11,7 +11,7 @@ import folder_paths
 
 from ..encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, peek_pooled
 from ..errors import I2LError
-from ..new_file import SUFFIX
+from ..files.atomic import SUFFIX
 from ..predictors.published import published_encoder
 from .folders import PREDICTORS, fingerprint, register_predictors
 

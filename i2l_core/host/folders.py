@@ -12,7 +12,7 @@ from pathlib import Path
 import folder_paths
 
 from ..errors import I2LError
-from ..new_file import SUFFIX
+from ..files.atomic import SUFFIX
 from ..predictors.template import PROGRAM
 
 PREDICTORS = "i2l"

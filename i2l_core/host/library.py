@@ -14,8 +14,8 @@ import folder_paths
 
 from ..checks import listed
 from ..errors import I2LError
+from ..files.atomic import safe_join
 from ..images import Reference
-from ..new_file import safe_join
 from ..pictures import SUFFIXES, read_reference
 from .predictor import Progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from .strict import opened
+from ..files.safetensors import opened
 from .v1_kinds import kind_of
 
 Family = Literal["query", "v1", "template"]

@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..checks import listed, shown
 from ..errors import I2LError, first_line
-from .identify import describe_bytes
+from ..files.kinds import describe_bytes
 from .template import PROGRAM, Template, weight_names, weight_path
 
 PERMISSION = "I2L_ALLOW_TEMPLATE_CODE"

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from ..checks import listed
 from ..errors import I2LError
+from ..files.safetensors import check_dtypes, check_finite, opened, shapes_and_dtypes
 from ..lora import LoRA, LowRank
-from .strict import check_dtypes, check_finite, opened, shapes_and_dtypes
 from .v1_kinds import V1Config, recognise
 
 RESIDUAL_SCALE = 0.05  # as these predictors were trained

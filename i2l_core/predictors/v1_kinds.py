@@ -20,10 +20,10 @@ from typing import Literal
 
 from ..checks import check_int
 from ..errors import I2LError
+from ..files.safetensors import check_shapes
 from ..layouts import MODELS, BaseModel, Layout, Slot
 from ..layouts.lumina2 import LUMINA2
 from ..layouts.qwen_image import QWEN_IMAGE
-from .strict import check_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...errors import I2LError
-from ...whole_file import replacing
+from ...files.whole_file import replacing
 
 TEXTS, LATENTS = "texts", "latents"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from .identify import describe_bytes
+from .kinds import describe_bytes
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors names them
 

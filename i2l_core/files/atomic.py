@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import I2LError
+from ..errors import I2LError
 
 SUFFIX = ".safetensors"
 
