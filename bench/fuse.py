@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from bench._measure import machine, peak_bytes, timed
 from bench._models import klein_4b_layers
-from i2l_core import fuse
 from i2l_core.lora import LoRA, LowRank, Target
+from i2l_core.mixing import fuse
 
 _RUNS = 5
 

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2l_core import fuse
 from i2l_core.demo import files
 from i2l_core.demo.judge import Verdict, style_distance, style_parts
 from i2l_core.demo.prompts import content_prompt
 from i2l_core.demo.sampler import Sampling
 from i2l_core.lora import LoRA, LowRank, Target
+from i2l_core.mixing import fuse
 from i2l_core.predictors.checkpoint import load_predictor
 from tools.host import import_host
 

@@ -16,7 +16,7 @@ import torch
 from i2l_core.demo.sampler import Sampling
 from i2l_core.errors import I2LError
 from i2l_core.lora import LoRA, LowRank, Target
-from i2l_core.where import EVERYWHERE, PRESETS, Where, limited
+from i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, Where, limited
 
 from ._world import Bench, LoRAs, predict
 

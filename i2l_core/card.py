@@ -18,7 +18,7 @@ from typing import Any
 
 from .images import Reference
 from .lora import LoRA
-from .lora_plot import inner_by_place
+from .mixing.plot import inner_by_place
 from .thumbnail import thumbnail
 
 MOST_THUMBNAILS = 8

@@ -17,7 +17,7 @@ from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
 from .files.safetensors import check_shapes, shapes_and_dtypes
 from .layouts import MODELS, find_model
-from .lora_names import recognise_lora, split_key
+from .lora_files.names import recognise_lora, split_key
 from .predictors import checkpoint, v1_kinds
 from .predictors.template import PROGRAM, read_template, weight_path
 

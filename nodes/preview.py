@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..i2l_core.host.lora_model import lora_of
-from ..i2l_core.lora_plot import SIZE, draw
+from ..i2l_core.mixing.plot import SIZE, draw
 from .sockets import CATEGORY, LoraModel
 
 

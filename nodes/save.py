@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
-from ..i2l_core.lora_names import STYLES, Style
+from ..i2l_core.lora_files.names import STYLES, Style
 from .report import Report
 from .sockets import CATEGORY, LoraModel
 

@@ -13,7 +13,7 @@ from PIL import Image
 from server_graphs import WORKFLOW, Prompt, changed, find, graph, guided, start_here
 
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.lora_file import save
+from i2l.i2l_core.lora_files.file import save
 from i2l.tools.comfy_server import ComfyServer
 from i2l.tools.host import PACK_FOLDER, ROOT
 

@@ -22,14 +22,14 @@ from i2l.i2l_core.encoders import DINOV3, SIGLIP2, load_pooled
 from i2l.i2l_core.images import GRAY
 from i2l.i2l_core.layouts import MODELS
 from i2l.i2l_core.lora import LoRA
-from i2l.i2l_core.lora_file import load, to_state_dict
-from i2l.i2l_core.lora_file import save as save_lora
+from i2l.i2l_core.lora_files.file import load, to_state_dict
+from i2l.i2l_core.lora_files.file import save as save_lora
+from i2l.i2l_core.mixing.whole_weights import fused
 from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors import v1_kinds
 from i2l.i2l_core.predictors.checkpoint import save_predictor
 from i2l.i2l_core.predictors.v1 import load_v1
 from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
-from i2l.i2l_core.whole_weights import fused
 from i2l.tools.host import ROOT
 
 PICTURES = sorted((ROOT / "workflows" / "references").glob("glass_*.png"))[:2]

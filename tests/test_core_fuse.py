@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from i2l.i2l_core import fuse
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.spectrum import cosine, energy
+from i2l.i2l_core.mixing import fuse
+from i2l.i2l_core.mixing.spectrum import cosine, energy
 
 D_OUT, D_IN = 12, 7
 ROWS = ((0, 4), (4, 4), (8, 4))  # q, k, v

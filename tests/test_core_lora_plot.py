@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from i2l.i2l_core import fuse
 from i2l.i2l_core.blocks import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, place_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.layouts import LAYOUTS
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.lora_plot import draw, inner_by_place, kept_by_rank
-from i2l.i2l_core.spectrum import inner
+from i2l.i2l_core.mixing import fuse
+from i2l.i2l_core.mixing.plot import draw, inner_by_place, kept_by_rank
+from i2l.i2l_core.mixing.spectrum import inner
 
 FLUX2 = [
     f"double_blocks.{i}.{part}" for i in range(2) for part in ("img_attn.proj", "txt_attn.proj", "img_mlp.0")

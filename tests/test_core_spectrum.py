@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.spectrum import cosine, directions, energy, inner, inner_by_weight, spectrum
+from i2l.i2l_core.mixing.spectrum import cosine, directions, energy, inner, inner_by_weight, spectrum
 
 SIZES = st.integers(1, 8)
 ZERO = LowRank(torch.zeros(2, 3), torch.zeros(4, 2))

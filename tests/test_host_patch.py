@@ -140,7 +140,7 @@ def test_the_stock_loader_gives_the_same_weights_from_a_saved_file(patcher, tmp_
     import comfy.utils
 
     from i2l.i2l_core.host.patch import apply_merged, weights_of
-    from i2l.i2l_core.lora_file import save
+    from i2l.i2l_core.lora_files.file import save
 
     lora = lora_for(patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}

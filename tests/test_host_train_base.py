@@ -255,7 +255,7 @@ def test_the_node_and_the_command_predict_with_what_was_trained(tmp_path, monkey
 
     from i2l.i2l_core.commands import predict
     from i2l.i2l_core.host.lora_model import lora_of
-    from i2l.i2l_core.lora_file import load
+    from i2l.i2l_core.lora_files.file import load
     from i2l.nodes.load import LoadI2LPredictor
     from i2l.nodes.predict import ImagesToLoRA
 

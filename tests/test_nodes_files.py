@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_world import save_random_predictor
 
-from i2l.i2l_core import lora_file
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
+from i2l.i2l_core.lora_files import file as lora_file
 
 
 @pytest.fixture

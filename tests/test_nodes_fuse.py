@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_models import build, lora_for
 
-from i2l.i2l_core import fuse
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
+from i2l.i2l_core.mixing import fuse
 
 MODEL = "flux2"
 

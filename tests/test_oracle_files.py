@@ -25,8 +25,8 @@ from oracles import (
 from safetensors.torch import load_file
 
 from i2l.i2l_core.lora import LoRA, LowRank, fuse_rows
-from i2l.i2l_core.lora_file import load, save
-from i2l.i2l_core.whole_weights import fused
+from i2l.i2l_core.lora_files.file import load, save
+from i2l.i2l_core.mixing.whole_weights import fused
 
 pytestmark = test_oracle_diffsynth.pytestmark
 

@@ -8,7 +8,7 @@ import pytest
 from server_graphs import Prompt
 from tiny_world import save_random_predictor
 
-from i2l.i2l_core import lora_file
+from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from server_graphs import Prompt, changed, extended, find, graph, pixels
 
-from i2l.i2l_core import lora_file
+from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from server_graphs import REFERENCES, Prompt, cancelled_at, changed, extended, find, pixels
 
-from i2l.i2l_core import lora_file
+from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient, Result
 from i2l.tools.comfy_server import ComfyServer
 

@@ -13,7 +13,7 @@ from PIL import Image
 from server_graphs import changed, find
 from shipped_workflows import WORKFLOWS, images, shipped, titled
 
-from i2l.i2l_core import lora_file
+from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 from i2l.tools.workflows import made

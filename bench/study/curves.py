@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from i2l_core import fuse
 from i2l_core.demo.judge import style_distance
 from i2l_core.demo.sampler import Sampling
 from i2l_core.lora import LoRA
+from i2l_core.mixing import fuse
 
 from .._world import Bench, LoRAs, predict
 from ..fusion import single, stacked

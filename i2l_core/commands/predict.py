@@ -22,14 +22,14 @@ from ..errors import I2LError
 from ..files.atomic import SUFFIX
 from ..images import MIN_SIDE, Reference, counted, gray
 from ..lora import LoRA
-from ..lora_file import save
-from ..lora_names import STYLES
+from ..lora_files.file import save
+from ..lora_files.names import STYLES
+from ..mixing.whole_weights import fused
 from ..pictures import read_reference
 from ..predictors.attention_bias import attention_bias
 from ..predictors.checkpoint import load_predictor
 from ..predictors.family import family_of
 from ..predictors.v1 import load_v1, peek_v1
-from ..whole_weights import fused
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..checks import listed
 from ..curve import Curve
 from ..errors import I2LError
-from ..lora_file import OtherKind
+from ..lora_files.file import OtherKind
 from .live import attach
 from .live_lora import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of

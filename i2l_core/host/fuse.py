@@ -7,9 +7,9 @@ from typing import Any
 
 import comfy.model_management
 
-from .. import fuse
 from ..errors import I2LError
 from ..lora import LoRA
+from ..mixing import fuse
 from .lora_model import PredictedLoRA, lora_of
 
 CONCAT, SVD, SPECTRAL, INTERPOLATE, MORPH = "concat", "svd", "spectral", "interpolate", "morph"

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import I2LError
 from ..layouts import Layout
 from ..lora import LoRA
-from ..lora_file import from_state_dict, to_state_dict
-from ..whole_weights import fused
+from ..lora_files.file import from_state_dict, to_state_dict
+from ..mixing.whole_weights import fused
 
 
 class PredictedLoRA(dict[str, Tensor]):

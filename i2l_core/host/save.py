@@ -13,10 +13,10 @@ from ..checks import listed
 from ..errors import I2LError
 from ..images import references_from
 from ..lora import LoRA
-from ..lora_file import safe_join, save
-from ..lora_names import Style
+from ..lora_files.file import safe_join, save
+from ..lora_files.names import Style
+from ..mixing.whole_weights import fused
 from ..thumbnail import thumbnail
-from ..whole_weights import fused
 from .folders import loras_folder
 from .lora_model import lora_of
 

@@ -18,7 +18,7 @@ from ..checks import listed
 from ..images import Reference, counted, gray
 from ..layouts import find_model
 from ..lora import LoRA
-from ..lora_file import from_state_dict
+from ..lora_files.file import from_state_dict
 from ..predictors.published import published
 from ..predictors.template import read_template
 from ..predictors.template_pictures import grays_like, pictures_of

@@ -1,7 +1,7 @@
 """What a layout is: a literal table from diffusers / DiffSynth layer names to the host's weights.
 
 One table serves every size: widths in it are names of sizes, which are read from the loaded model, or known of a
-base model that is not loaded. The maps from every known name to its layer and back are derived (lora_names.py).
+base model that is not loaded. The maps from every known name to its layer and back are derived (lora_files/names.py).
 """
 
 from __future__ import annotations

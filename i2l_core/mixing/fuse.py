@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import I2LError
+from ..layouts import find_model
+from ..lora import LoRA, LowRank, Target, fuse_rows
 from . import spectrum
-from .errors import I2LError
-from .layouts import find_model
-from .lora import LoRA, LowRank, Target, fuse_rows
 from .whole_weights import row_widths
 
 _BATCH = 2**22  # elements of factors that are decomposed at once: bounds the memory, not the result

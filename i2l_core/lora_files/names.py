@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .layouts import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
-from .lora import LowRank, Target
+from ..layouts import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
+from ..lora import LowRank, Target
 
 Kind = Literal["down", "up", "alpha"]
 Style = Literal["ComfyUI", "diffusers", "DiffSynth"]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .blocks import KINDS, Place, place_of
-from .errors import I2LError
+from ..blocks import KINDS, Place, place_of
+from ..errors import I2LError
+from ..layouts import find_model
+from ..lora import LoRA
 from .fuse import common_base_model
-from .layouts import find_model
-from .lora import LoRA
 from .spectrum import cosine_of, inner_by_weight, spectrum
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import I2LError
-from .lora import LoRA, LowRank, Target
+from ..errors import I2LError
+from ..lora import LoRA, LowRank, Target
 
 RESOLUTION = 1e-7  # singular values below this share of the largest are rounding, and taken for zero
 

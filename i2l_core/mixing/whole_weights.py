@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .layouts import find_model
-from .lora import LoRA, Target, fuse_rows
+from ..layouts import find_model
+from ..lora import LoRA, Target, fuse_rows
 
 
 def fused(lora: LoRA) -> LoRA:

@@ -1,0 +1,1 @@
+"""LoRA files: how every tool names their layers, reading, writing, metadata."""
