@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from i2l_core.base_models import LAYOUTS
 from i2l_core.demo.backbone import BackboneConfig
-from i2l_core.layouts import LAYOUTS
 from i2l_core.lora import LoRA, LowRank
 from i2l_core.predictors.query import LayerSpec
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .base_models import MODELS, find_model
 from .checks import shown
 from .encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
 from .files.safetensors import check_shapes, shapes_and_dtypes
-from .layouts import MODELS, find_model
 from .lora_files.names import recognise_lora, split_key
 from .predictors import checkpoint, v1_kinds
 from .predictors.template import PROGRAM, read_template, weight_path

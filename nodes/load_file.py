@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..i2l_core.base_models import MODELS
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
 from ..i2l_core.host.lora_model import PredictedLoRA
-from ..i2l_core.layouts import MODELS
 from ..i2l_core.lora_files.file import load
 from .report import Report
 from .sockets import CATEGORY, LoraModel

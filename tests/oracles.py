@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from i2l.i2l_core.layouts import LAYOUTS, Layout, Slot
+from i2l.i2l_core.base_models import LAYOUTS, Layout, Slot
 from i2l.i2l_core.lora import LoRA, LowRank
 from i2l.i2l_core.lora_files.file import from_state_dict
 from i2l.i2l_core.lora_files.names import find, keys_of

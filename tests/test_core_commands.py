@@ -17,10 +17,10 @@ from test_core_checkpoint import META, made
 from tiny_encoders import TINY, WIDTH, save_encoder, tiny_tensors
 from tiny_v1 import PUBLISHED, TINY_MODELS, known, random_predictor, save
 
+from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.commands import inspect, predict
 from i2l.i2l_core.encoders import DINOV3, SIGLIP2, load_pooled
 from i2l.i2l_core.images import GRAY
-from i2l.i2l_core.layouts import MODELS
 from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.lora_files.file import load, to_state_dict
 from i2l.i2l_core.lora_files.file import save as save_lora

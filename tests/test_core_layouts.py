@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 
+from i2l.i2l_core.base_models import LAYOUTS, MODELS, Line, find_model, recognise
+from i2l.i2l_core.base_models.flux2 import FLUX2
+from i2l.i2l_core.base_models.lumina2 import LUMINA2
+from i2l.i2l_core.base_models.table import Layout
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.layouts import LAYOUTS, MODELS, Line, find_model, recognise
-from i2l.i2l_core.layouts.flux2 import FLUX2
-from i2l.i2l_core.layouts.lumina2 import LUMINA2
-from i2l.i2l_core.layouts.table import Layout
 from i2l.i2l_core.lora import LowRank, Target
 
 META: dict[str, Any] = dict(device="meta", dtype=torch.bfloat16)

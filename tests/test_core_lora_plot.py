@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from i2l.i2l_core.blocks import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, place_of
+from i2l.i2l_core.base_models import LAYOUTS
+from i2l.i2l_core.base_models.places import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, place_of
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.layouts import LAYOUTS
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.mixing import fuse
 from i2l.i2l_core.mixing.plot import draw, inner_by_place, kept_by_rank

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.layouts import find_model
 from i2l.i2l_core.predictors.published import PUBLISHED, where_to_get
 from i2l.i2l_core.predictors.template import read_template
 from i2l.i2l_core.predictors.template_run import PERMISSION, LoadedTemplate, load_template

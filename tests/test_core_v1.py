@@ -17,8 +17,8 @@ from tiny_v1 import PUBLISHED, TINY_MODELS, random_predictor, save, tiny_qwen, t
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.layouts import MODELS
 from i2l.i2l_core.lora import LoRA, Target
 from i2l.i2l_core.predictors import v1, v1_kinds
 from i2l.i2l_core.predictors.v1 import V1Predictor, load_v1

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from i2l.i2l_core.blocks import place_of
+from i2l.i2l_core.base_models import find_model
+from i2l.i2l_core.base_models.places import place_of
 from i2l.i2l_core.curve import Curve
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.layouts import find_model
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.mixing.block_weights import PRESETS, Where, limited
 

@@ -16,11 +16,11 @@ from tiny_encoders import TINY as PUBLISHED_LIKE
 from tiny_encoders import WIDTH, save_encoder
 from tiny_v1 import qwen, random_predictor, save, tiny_z_image, z_image
 
+from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.encoders import DINOV3, SIGLIP2, PooledEncoder, load_pooled
 from i2l.i2l_core.encoders.casting import FLOAT8
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.images import GRAY, Reference, gray
-from i2l.i2l_core.layouts import MODELS
 from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.predictors import v1_kinds
 from i2l.i2l_core.predictors.v1 import LoadedV1

@@ -23,7 +23,7 @@ from oracles import (
 from tiny_models import CONFIGS, build, conditioning
 from torch import Tensor, nn
 
-from i2l.i2l_core.layouts import find_model
+from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.lora import LowRank
 
 pytestmark = [

@@ -21,7 +21,7 @@ from oracles import (
 from tiny_models import build
 from torch import Tensor
 
-from i2l.i2l_core.layouts import find_model
+from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.lora import LowRank
 
 pytestmark = pytest.mark.slow

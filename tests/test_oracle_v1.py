@@ -16,7 +16,7 @@ from tiny_models import build
 from tiny_v1 import PUBLISHED, qwen, z_image
 from torch import Tensor
 
-from i2l.i2l_core.layouts import MODELS, BaseModel
+from i2l.i2l_core.base_models import MODELS, BaseModel
 from i2l.i2l_core.lora import LoRA, Target
 from i2l.i2l_core.predictors import v1_kinds
 from i2l.i2l_core.predictors.v1 import V1Predictor, load_v1

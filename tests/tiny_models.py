@@ -179,8 +179,8 @@ def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: 
 
 
 def _slots(patcher) -> list[tuple[Target, int, int]]:
+    from i2l.i2l_core.base_models import LAYOUTS
     from i2l.i2l_core.host.patch import weights_of
-    from i2l.i2l_core.layouts import LAYOUTS
 
     weights = weights_of(patcher)
     layout = next(layout for layout in LAYOUTS if layout.matches(weights))

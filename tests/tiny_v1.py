@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from i2l.i2l_core.layouts import BaseModel, find_model
-from i2l.i2l_core.layouts.lumina2 import LUMINA2
-from i2l.i2l_core.layouts.qwen_image import QWEN_IMAGE
+from i2l.i2l_core.base_models import BaseModel, find_model
+from i2l.i2l_core.base_models.lumina2 import LUMINA2
+from i2l.i2l_core.base_models.qwen_image import QWEN_IMAGE
 from i2l.i2l_core.predictors.v1 import V1Predictor
 from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..base_models import Layout
 from ..errors import I2LError
-from ..layouts import Layout
 from ..lora import LoRA
 from ..lora_files.file import from_state_dict, to_state_dict
 from ..mixing.whole_weights import fused

@@ -17,9 +17,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
 
+from ..base_models import LAYOUTS, BaseModel, Layout, Weights, find_model, recognise
 from ..checks import check_strength, listed
 from ..errors import I2LError
-from ..layouts import LAYOUTS, BaseModel, Layout, Weights, find_model, recognise
 from ..lora import LoRA, Target
 from .prefix_cache import clear_around_runs
 

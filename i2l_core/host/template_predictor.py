@@ -14,9 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import nn
 
+from ..base_models import find_model
 from ..checks import listed
 from ..images import Reference, counted, gray
-from ..layouts import find_model
 from ..lora import LoRA
 from ..lora_files.file import from_state_dict
 from ..predictors.published import published

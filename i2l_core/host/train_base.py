@@ -20,8 +20,8 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
+from ..base_models import LAYOUTS, Weights, recognise
 from ..errors import I2LError
-from ..layouts import LAYOUTS, Weights, recognise
 from ..lora import Target
 from ..predictors.query import LayerSpec
 from ..row_products import RowProducts, from_pairs

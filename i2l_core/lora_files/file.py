@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from ..base_models import Layout, find_model
 from ..errors import I2LError
 from ..files.atomic import next_free_path, safe_join, write_new
-from ..layouts import Layout, find_model
 from ..lora import LoRA, LowRank, Target
 from .names import (
     Kind,

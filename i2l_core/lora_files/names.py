@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..layouts import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
+from ..base_models import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
 from ..lora import LowRank, Target
 
 Kind = Literal["down", "up", "alpha"]

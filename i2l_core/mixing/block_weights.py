@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import torch
 
-from ..blocks import ATTENTION, BOTH, IMAGE, MLP, TEXT, Place, place_of
+from ..base_models.places import ATTENTION, BOTH, IMAGE, MLP, TEXT, Place, place_of
 from ..checks import check_strength
 from ..curve import Curve
 from ..errors import I2LError

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..base_models import find_model
 from ..errors import I2LError
-from ..layouts import find_model
 from ..lora import LoRA, LowRank, Target, fuse_rows
 from . import spectrum
 from .whole_weights import row_widths

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..blocks import KINDS, Place, place_of
+from ..base_models import find_model
+from ..base_models.places import KINDS, Place, place_of
 from ..errors import I2LError
-from ..layouts import find_model
 from ..lora import LoRA
 from .fuse import common_base_model
 from .spectrum import cosine_of, inner_by_weight, spectrum

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..layouts import find_model
+from ..base_models import find_model
 from ..lora import LoRA, Target, fuse_rows
 
 
