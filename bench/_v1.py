@@ -19,8 +19,8 @@ from torch import Tensor
 from bench._measure import peak_bytes, timed
 from i2l_core.base_models import BaseModel, find_model
 from i2l_core.base_models.qwen_image import QWEN_IMAGE
-from i2l_core.predictors.v1 import V1Predictor
-from i2l_core.predictors.v1_kinds import COARSE, FINE, QWEN, Z_IMAGE, Residual, V1Config
+from i2l_core.predictors.v1.kinds import COARSE, FINE, QWEN, Z_IMAGE, Residual, V1Config
+from i2l_core.predictors.v1.network import V1Predictor
 
 _ROUNDS = 3
 _REFERENCES = (1, 4)

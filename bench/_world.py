@@ -21,8 +21,8 @@ from i2l_core.demo.judge import Verdict, style_distance, style_parts
 from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
 from i2l_core.demo.sampler import Sampling, sample
-from i2l_core.predictors.checkpoint import load_predictor
-from i2l_core.predictors.query import QueryPredictor
+from i2l_core.predictors.query.file import load_predictor
+from i2l_core.predictors.query.network import QueryPredictor
 
 LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), one LoRA per style
 

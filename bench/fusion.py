@@ -29,7 +29,7 @@ from i2l_core.demo.prompts import content_prompt
 from i2l_core.demo.sampler import Sampling
 from i2l_core.lora import LoRA, LowRank, Target
 from i2l_core.mixing import fuse
-from i2l_core.predictors.checkpoint import load_predictor
+from i2l_core.predictors.query.file import load_predictor
 from tools.host import import_host
 
 from ._world import Bench, Case, LoRAs, predict, save_sheet

@@ -20,8 +20,8 @@ from bench._measure import machine, peak_bytes, timed
 from bench._models import klein_4b_layers
 from i2l_core.demo import files
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
-from i2l_core.predictors.checkpoint import load_predictor
-from i2l_core.predictors.query import QueryConfig, QueryPredictor
+from i2l_core.predictors.query.file import load_predictor
+from i2l_core.predictors.query.network import QueryConfig, QueryPredictor
 
 _REFERENCES = (1, 4, 16)
 _RUNS = 5

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from i2l_core.demo.sampler import Sampling
-from i2l_core.images import GRAY
+from i2l_core.references import GRAY
 
 from ._world import Bench, Case, LoRAs, predict, repeated, rolled, save_sheet
 

@@ -28,7 +28,7 @@ from bench._measure import machine, peak_bytes, timed
 from bench._models import SIZES, Size, build
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l_core.host.start import start_host
-from i2l_core.predictors.query import QueryPredictor
+from i2l_core.predictors.query.network import QueryPredictor
 from i2l_core.train.flow import noisy, velocity
 from i2l_core.train.optimiser import Optimiser
 from i2l_core.train.run import Plan

@@ -16,9 +16,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from .images import Reference
 from .lora import LoRA
 from .mixing.plot import inner_by_place
+from .references import Reference
 from .thumbnail import thumbnail
 
 MOST_THUMBNAILS = 8

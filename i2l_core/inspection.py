@@ -18,8 +18,9 @@ from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
 from .files.safetensors import check_shapes, shapes_and_dtypes
 from .lora_files.names import recognise_lora, split_key
-from .predictors import checkpoint, v1_kinds
-from .predictors.template import PROGRAM, read_template, weight_path
+from .predictors.query import file as checkpoint
+from .predictors.template.read import PROGRAM, read_template, weight_path
+from .predictors.v1 import kinds as v1_kinds
 
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.curve import Curve
 from ..i2l_core.host.lora_model import PredictedLoRA, lora_of
 from ..i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, Where, limited
+from ..i2l_core.schedule import Curve
 from .report import Report
 from .sockets import CATEGORY, LoraModel, strength
 

@@ -7,9 +7,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.curve import Curve
 from ..i2l_core.host.cards import guidance_card
 from ..i2l_core.host.guidance import asymmetric, describe
+from ..i2l_core.schedule import Curve
 from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 

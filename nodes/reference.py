@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.images import weighted
+from ..i2l_core.references import weighted
 from .report import Report
 from .sockets import CATEGORY, Reference
 

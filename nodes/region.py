@@ -6,8 +6,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.curve import Curve
 from ..i2l_core.host.regions import add_region
+from ..i2l_core.schedule import Curve
 from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..i2l_core.curve import NAMED
+from ..i2l_core.schedule import NAMED
 
 CATEGORY = "i2L"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.host.predictor.HostPredictor
-Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.images.Reference
+Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.Reference
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 

@@ -112,7 +112,7 @@ def test_styles_between_go_the_shorter_way_round(study) -> None:
 
 def test_a_masked_token_is_nothing_to_the_adapter(study) -> None:
     variants = study("study.variants")
-    query = importlib.import_module("i2l_core.predictors.query")
+    query = importlib.import_module("i2l_core.predictors.query.network")
     shipped = variants._shipped()
     adapter = variants.Adapter(shipped).eval()
     assert isinstance(shipped, query.QueryConfig)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from i2l.i2l_core.encoders import NAFLEX, EncoderConfig, VisionEncoder
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import Reference, counted, weighted
-from i2l.i2l_core.predictors.attention_bias import attention_bias
-from i2l.i2l_core.predictors.query import QueryPredictor
+from i2l.i2l_core.predictors.query.attention_bias import attention_bias
+from i2l.i2l_core.predictors.query.network import QueryPredictor
+from i2l.i2l_core.references import Reference, counted, weighted
 
 _NAFLEX = EncoderConfig(
     NAFLEX,

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from i2l.i2l_core.card import MOST_THUMBNAILS, THUMBNAIL_SIDE, lora_entry, prediction_card
-from i2l.i2l_core.images import Reference
 from i2l.i2l_core.lora import LoRA, LowRank, Target
+from i2l.i2l_core.references import Reference
 
 
 def layer(d_out: int, d_in: int, rank: int = 3) -> LowRank:

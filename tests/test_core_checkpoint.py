@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from i2l.i2l_core.encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.predictors import checkpoint
-from i2l.i2l_core.predictors.checkpoint import load_predictor, peek, save_predictor
-from i2l.i2l_core.predictors.query import LayerSpec, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query import file as checkpoint
+from i2l.i2l_core.predictors.query.file import load_predictor, peek, save_predictor
+from i2l.i2l_core.predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

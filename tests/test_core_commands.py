@@ -20,16 +20,16 @@ from tiny_v1 import PUBLISHED, TINY_MODELS, known, random_predictor, save
 from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.commands import inspect, predict
 from i2l.i2l_core.encoders import DINOV3, SIGLIP2, load_pooled
-from i2l.i2l_core.images import GRAY
 from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.lora_files.file import load, to_state_dict
 from i2l.i2l_core.lora_files.file import save as save_lora
 from i2l.i2l_core.mixing.whole_weights import fused
 from i2l.i2l_core.pictures import read_reference
-from i2l.i2l_core.predictors import v1_kinds
-from i2l.i2l_core.predictors.checkpoint import save_predictor
-from i2l.i2l_core.predictors.v1 import load_v1
-from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.query.file import save_predictor
+from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
+from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1.network import load_v1
+from i2l.i2l_core.references import GRAY
 from i2l.tools.host import ROOT
 
 PICTURES = sorted((ROOT / "workflows" / "references").glob("glass_*.png"))[:2]

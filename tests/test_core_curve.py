@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2l.i2l_core.curve import NAMED, Curve
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.schedule import NAMED, Curve
 
 
 def parse(text: str) -> Curve:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import Reference, gray, references_from
+from i2l.i2l_core.references import Reference, gray, references_from
 
 
 def test_batches_of_different_sizes_become_single_pictures_in_order():

@@ -16,7 +16,7 @@ from tiny_encoders import TINY, save_encoder, tiny_tensors
 
 from i2l.i2l_core.encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, load_pooled, peek_pooled, recognise
 from i2l.i2l_core.encoders.casting import FLOAT8, quantise
-from i2l.i2l_core.encoders.pooled import Kind
+from i2l.i2l_core.encoders.v1 import Kind
 from i2l.i2l_core.errors import I2LError
 
 kinds = pytest.mark.parametrize("kind", [SIGLIP2, DINOV3])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import Target
-from i2l.i2l_core.predictors.query import LayerSpec, Prediction, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query.network import LayerSpec, Prediction, QueryConfig, QueryPredictor
 
 CONFIG = QueryConfig(
     hidden=24,

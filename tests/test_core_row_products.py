@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.grouped_lora import stack
 from i2l.i2l_core.lora import LowRank
-from i2l.i2l_core.row_products import stack
 
 
 def layer(d_in: int, d_out: int, rank: int, dtype=torch.float64) -> LowRank:

@@ -17,8 +17,8 @@ from torch import nn
 from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.published import PUBLISHED, where_to_get
-from i2l.i2l_core.predictors.template import read_template
-from i2l.i2l_core.predictors.template_run import PERMISSION, LoadedTemplate, load_template
+from i2l.i2l_core.predictors.template.read import read_template
+from i2l.i2l_core.predictors.template.run import PERMISSION, LoadedTemplate, load_template
 from i2l.tools.host import ROOT
 
 SIMPLE = """

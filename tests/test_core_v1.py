@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, Target
-from i2l.i2l_core.predictors import v1, v1_kinds
-from i2l.i2l_core.predictors.v1 import V1Predictor, load_v1
-from i2l.i2l_core.predictors.v1_kinds import Z_IMAGE, Residual, V1Config, recognise
+from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
+from i2l.i2l_core.predictors.v1 import network as v1
+from i2l.i2l_core.predictors.v1.kinds import Z_IMAGE, Residual, V1Config, recognise
+from i2l.i2l_core.predictors.v1.network import V1Predictor, load_v1
 
 RANK = 4
 CONFIGS: dict[str, Callable[[], V1Config]] = {

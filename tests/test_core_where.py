@@ -9,10 +9,10 @@ import torch
 
 from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.base_models.places import place_of
-from i2l.i2l_core.curve import Curve
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.mixing.block_weights import PRESETS, Where, limited
+from i2l.i2l_core.schedule import Curve
 
 BLOCKS = 6  # of each run that are enough to tell depths apart
 

@@ -11,7 +11,7 @@ from i2l.i2l_core.demo.prompts import content_prompt, tokenise
 from i2l.i2l_core.demo.render import render
 from i2l.i2l_core.demo.style import sample_style
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.predictors.checkpoint import load_predictor
+from i2l.i2l_core.predictors.query.file import load_predictor
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 
 STYLES, PICTURES = 12, 6

@@ -9,7 +9,7 @@ import torch
 from test_host_live import LATENTS, Case, cfg_guider
 from tiny_models import build, close, lora_for
 
-from i2l.i2l_core.curve import Curve
+from i2l.i2l_core.schedule import Curve
 
 STEPS = 4
 

@@ -227,7 +227,7 @@ def test_a_predictor_for_a_model_of_the_host_learns_and_predicts(flux2_data, tmp
     import csv
 
     from i2l.i2l_core.commands import train
-    from i2l.i2l_core.predictors.checkpoint import load_predictor
+    from i2l.i2l_core.predictors.query.file import load_predictor
 
     before = (flux2_data / "flux2.safetensors").read_bytes()
     config = write_config(tmp_path / "config.json", flux2_tables(flux2_data, tmp_path / "run"))

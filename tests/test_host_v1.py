@@ -20,11 +20,11 @@ from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.encoders import DINOV3, SIGLIP2, PooledEncoder, load_pooled
 from i2l.i2l_core.encoders.casting import FLOAT8
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import GRAY, Reference, gray
 from i2l.i2l_core.lora import LoRA
-from i2l.i2l_core.predictors import v1_kinds
-from i2l.i2l_core.predictors.v1 import LoadedV1
-from i2l.i2l_core.predictors.v1_kinds import COARSE, QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
+from i2l.i2l_core.predictors.v1.kinds import COARSE, QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1.network import LoadedV1
+from i2l.i2l_core.references import GRAY, Reference, gray
 
 # smaller pictures than the published ones, so that tests are quick
 TINY = {

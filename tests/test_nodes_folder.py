@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import references_from
+from i2l.i2l_core.references import references_from
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from tiny_world import ENCODER, save_random_predictor
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import GRAY, gray, references_from
-from i2l.i2l_core.predictors.checkpoint import load_predictor
+from i2l.i2l_core.predictors.query.file import load_predictor
+from i2l.i2l_core.references import GRAY, gray, references_from
 
 
 @pytest.fixture(scope="module")

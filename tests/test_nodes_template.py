@@ -14,10 +14,10 @@ import torch
 from tiny_world import random_demo_weights, save_random_predictor
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.images import Reference, references_from
-from i2l.i2l_core.predictors.template import read_template
-from i2l.i2l_core.predictors.template_pictures import MAX_WEIGHT, grays_like, pictures_of
-from i2l.i2l_core.predictors.template_run import PERMISSION, load_template
+from i2l.i2l_core.predictors.template.pictures import MAX_WEIGHT, grays_like, pictures_of
+from i2l.i2l_core.predictors.template.read import read_template
+from i2l.i2l_core.predictors.template.run import PERMISSION, load_template
+from i2l.i2l_core.references import Reference, references_from
 
 
 @pytest.fixture

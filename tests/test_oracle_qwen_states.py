@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tiny_qwen import SIZES, VISION, VISION_LAYERS, WIDTH, tiny_clip
 
-from i2l.i2l_core.images import Reference
-from i2l.i2l_core.predictors.v1_kinds import COARSE, FINE, Residual
+from i2l.i2l_core.predictors.v1.kinds import COARSE, FINE, Residual
+from i2l.i2l_core.references import Reference
 
 IMAGE_TOKEN = 151655
 

@@ -14,10 +14,10 @@ import template_folders
 import torch
 from PIL import Image
 
-from i2l.i2l_core.images import Reference
-from i2l.i2l_core.predictors.template import read_template
-from i2l.i2l_core.predictors.template_pictures import grays_like, pictures_of
-from i2l.i2l_core.predictors.template_run import PERMISSION, load_template
+from i2l.i2l_core.predictors.template.pictures import grays_like, pictures_of
+from i2l.i2l_core.predictors.template.read import read_template
+from i2l.i2l_core.predictors.template.run import PERMISSION, load_template
+from i2l.i2l_core.references import Reference
 
 SIZES = ((48, 40), (33, 64), (96, 17), (20, 20), (64, 64))
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from i2l.i2l_core.base_models import MODELS, BaseModel
 from i2l.i2l_core.lora import LoRA, Target
-from i2l.i2l_core.predictors import v1_kinds
-from i2l.i2l_core.predictors.v1 import V1Predictor, load_v1
-from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
+from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1.network import V1Predictor, load_v1
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

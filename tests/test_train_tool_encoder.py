@@ -11,7 +11,7 @@ from tiny_training import write_world
 from i2l.i2l_core.demo import files
 from i2l.i2l_core.encoders import NAFLEX, SQUARE
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.predictors.checkpoint import load_predictor
+from i2l.i2l_core.predictors.query.file import load_predictor
 from i2l.i2l_core.train.tool.config import EncoderTable
 from i2l.i2l_core.train.tool.encoder import load_encoder, save_encoder
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from i2l.i2l_core.base_models import BaseModel, find_model
 from i2l.i2l_core.base_models.lumina2 import LUMINA2
 from i2l.i2l_core.base_models.qwen_image import QWEN_IMAGE
-from i2l.i2l_core.predictors.v1 import V1Predictor
-from i2l.i2l_core.predictors.v1_kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
+from i2l.i2l_core.predictors.v1.network import V1Predictor
 
 
 def known(id: str) -> BaseModel:

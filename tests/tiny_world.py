@@ -13,8 +13,8 @@ from i2l.i2l_core.demo.autoencoder import PATCH, build_decoder, fit_basis
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
-from i2l.i2l_core.predictors.checkpoint import save_predictor
-from i2l.i2l_core.predictors.query import LayerSpec, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query.file import save_predictor
+from i2l.i2l_core.predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
 from i2l.tools.host import PACK_FOLDER, ROOT
 
 ENCODER = EncoderConfig(

@@ -16,7 +16,7 @@ from i2l_core.demo.content import contents
 from i2l_core.demo.pool import Pool
 from i2l_core.demo.prompts import content_prompt
 from i2l_core.demo.sampler import Sampling, sample
-from i2l_core.images import GRAY
+from i2l_core.references import GRAY
 from tools.contact_sheet import INK, PAPER, SOFT_INK
 
 from .._world import Bench, as_image, predict, repeated

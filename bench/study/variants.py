@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from i2l_core.demo.files import PREDICTOR, WEIGHTS
 from i2l_core.demo.text import WIDTH
-from i2l_core.predictors.checkpoint import load_predictor
-from i2l_core.predictors.query import Block, QueryConfig, QueryPredictor
+from i2l_core.predictors.query.file import load_predictor
+from i2l_core.predictors.query.network import Block, QueryConfig, QueryPredictor
 from i2l_core.train.run import Run
 from i2l_core.train.tool.base import TinyWorld
 from i2l_core.train.tool.config import TrainConfig, load_config

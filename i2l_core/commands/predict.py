@@ -20,16 +20,16 @@ from ..checks import listed
 from ..encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, load_pooled, peek_pooled
 from ..errors import I2LError
 from ..files.atomic import SUFFIX
-from ..images import MIN_SIDE, Reference, counted, gray
 from ..lora import LoRA
 from ..lora_files.file import save
 from ..lora_files.names import STYLES
 from ..mixing.whole_weights import fused
 from ..pictures import read_reference
-from ..predictors.attention_bias import attention_bias
-from ..predictors.checkpoint import load_predictor
 from ..predictors.family import family_of
-from ..predictors.v1 import load_v1, peek_v1
+from ..predictors.query.attention_bias import attention_bias
+from ..predictors.query.file import load_predictor
+from ..predictors.v1.network import load_v1, peek_v1
+from ..references import MIN_SIDE, Reference, counted, gray
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

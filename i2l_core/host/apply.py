@@ -20,9 +20,9 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 from ..checks import listed
-from ..curve import Curve
 from ..errors import I2LError
 from ..lora_files.file import OtherKind
+from ..schedule import Curve
 from .live import attach
 from .live_lora import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of

@@ -13,7 +13,7 @@ import folder_paths
 
 from ..errors import I2LError
 from ..files.atomic import SUFFIX
-from ..predictors.template import PROGRAM
+from ..predictors.template.read import PROGRAM
 
 PREDICTORS = "i2l"
 LORAS = "loras"

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ..curve import Curve
+from ..schedule import Curve
 from .branches import Branch
 from .live import attach, attached
 from .live_lora import LiveLoRA

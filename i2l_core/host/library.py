@@ -15,8 +15,8 @@ import folder_paths
 from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import safe_join
-from ..images import Reference
 from ..pictures import SUFFIXES, read_reference
+from ..references import Reference
 from .predictor import Progress
 
 EXAMPLES = "(examples of i2L)"  # the library that ships with the pack, beside those of the input folder

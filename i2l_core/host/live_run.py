@@ -21,7 +21,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
 from ..errors import I2LError
-from ..row_products import RowProducts, stack
+from ..grouped_lora import RowProducts, stack
 from .branches import Branch, Chunk, Known, branches_of, chunks_of
 from .image_tokens import ImageTokens
 from .live_hooks import Acting, Gates, Hooks

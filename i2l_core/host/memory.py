@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..encoders import SQUARE, EncoderConfig, PooledConfig
-from ..predictors.query import QueryConfig
-from ..predictors.v1 import PIECE_BYTES
-from ..predictors.v1_kinds import V1Config
+from ..predictors.query.network import QueryConfig
+from ..predictors.v1.kinds import V1Config
+from ..predictors.v1.network import PIECE_BYTES
 
 
 def encoder_memory(config: EncoderConfig, pixels: int, dtype: torch.dtype) -> int:

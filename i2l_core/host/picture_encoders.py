@@ -19,7 +19,7 @@ from torch import Tensor
 from ..encoders import DINOV3, load_pooled
 from ..encoders.casting import FLOAT8
 from ..errors import I2LError
-from ..images import Reference
+from ..references import Reference
 from .encoder_files import EncoderFile
 from .memory import as_patcher, pooled_memory
 

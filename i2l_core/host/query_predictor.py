@@ -17,10 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import I2LError
-from ..images import Reference, counted, gray
 from ..lora import LoRA
-from ..predictors.attention_bias import attention_bias
-from ..predictors.checkpoint import LoadedPredictor, load_predictor
+from ..predictors.query.attention_bias import attention_bias
+from ..predictors.query.file import LoadedPredictor, load_predictor
+from ..references import Reference, counted, gray
 from .memory import as_patcher, encoder_memory, predictor_memory
 from .predictor import HostPredictor, Predicted, Progress
 

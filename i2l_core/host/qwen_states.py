@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..encoders.cover import cover
 from ..errors import I2LError
-from ..images import Reference
-from ..predictors.v1_kinds import Residual
+from ..predictors.v1.kinds import Residual
+from ..references import Reference
 from .picture_encoders import Look, finite
 
 PATCH = 28  # pixels a side of what becomes one state

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..curve import Curve
 from ..errors import I2LError
+from ..schedule import Curve
 from .branches import Branch, tagged
 from .live import attach
 from .live_lora import LiveLoRA, check_mask

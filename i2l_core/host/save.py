@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from ..images import references_from
 from ..lora import LoRA
 from ..lora_files.file import safe_join, save
 from ..lora_files.names import Style
 from ..mixing.whole_weights import fused
+from ..references import references_from
 from ..thumbnail import thumbnail
 from .folders import loras_folder
 from .lora_model import lora_of

@@ -16,13 +16,13 @@ from torch import nn
 
 from ..base_models import find_model
 from ..checks import listed
-from ..images import Reference, counted, gray
 from ..lora import LoRA
 from ..lora_files.file import from_state_dict
 from ..predictors.published import published
-from ..predictors.template import read_template
-from ..predictors.template_pictures import grays_like, pictures_of
-from ..predictors.template_run import LoadedTemplate, load_template
+from ..predictors.template.pictures import grays_like, pictures_of
+from ..predictors.template.read import read_template
+from ..predictors.template.run import LoadedTemplate, load_template
+from ..references import Reference, counted, gray
 from .folders import predictor_roots
 from .predictor import HostPredictor, Predicted, Progress
 

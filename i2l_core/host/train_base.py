@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..base_models import LAYOUTS, Weights, recognise
 from ..errors import I2LError
+from ..grouped_lora import RowProducts, from_pairs
 from ..lora import Target
-from ..predictors.query import LayerSpec
-from ..row_products import RowProducts, from_pairs
+from ..predictors.query.network import LayerSpec
 from ..train.tool.base import Layers
 from ..train.tool.blocks import checkpoint_blocks, copy_norm_inputs
 from ..train.tool.config import BaseTable

@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import I2LError
-from ..images import MIN_SIDE, Reference, counted, gray
 from ..lora import LoRA
-from ..predictors.v1 import LoadedV1, load_v1
+from ..predictors.v1.network import LoadedV1, load_v1
+from ..references import MIN_SIDE, Reference, counted, gray
 from .embeddings import Embeddings
 from .encoder_files import EncoderFile, find_encoders
 from .memory import v1_memory

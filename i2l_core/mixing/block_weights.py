@@ -17,9 +17,9 @@ import torch
 
 from ..base_models.places import ATTENTION, BOTH, IMAGE, MLP, TEXT, Place, place_of
 from ..checks import check_strength
-from ..curve import Curve
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
+from ..schedule import Curve
 
 # FLUX's fused layers: the share of linear1's rows and of linear2's columns that belong to attention
 _ATTENTION_ROWS = (1, 3)  # q, k and v: 3 of 9 widths

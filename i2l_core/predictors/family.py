@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..files.safetensors import opened
-from .v1_kinds import kind_of
+from .v1.kinds import kind_of
 
 Family = Literal["query", "v1", "template"]
 

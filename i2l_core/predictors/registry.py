@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checks import shown
 from ..errors import I2LError
-from .query import QueryConfig, QueryPredictor
+from .query.network import QueryConfig, QueryPredictor
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ...demo.prompts import TOKENS, tokenise, unknown_words, words_of
 from ...demo.sampler import shifted
 from ...errors import I2LError
 from ...lora import Target
-from ...predictors.query import LayerSpec
+from ...predictors.query.network import LayerSpec
 from .blocks import checkpoint_blocks
 from .pictures import Texts
 

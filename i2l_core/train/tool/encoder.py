@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from ...checks import listed
 from ...encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
 from ...errors import I2LError
-from ...predictors.checkpoint import load_predictor
+from ...predictors.query.file import load_predictor
 from .config import ENCODER_WEIGHTS, EncoderTable
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")

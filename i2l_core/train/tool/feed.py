@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...errors import I2LError
-from ...images import GRAY
+from ...references import GRAY
 from ..flow import noisy, velocity
 from .base import Base, Coder
 from .config import PairingTable

@@ -13,8 +13,8 @@ from torch import Tensor
 from ...checks import listed
 from ...encoders import VisionEncoder
 from ...errors import I2LError
-from ...predictors.checkpoint import load_predictor, save_predictor
-from ...predictors.query import LayerSpec, QueryConfig, QueryPredictor
+from ...predictors.query.file import load_predictor, save_predictor
+from ...predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
 from .config import PredictorTable
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...encoders import VisionEncoder
-from ...predictors.query import QueryPredictor
+from ...predictors.query.network import QueryPredictor
 from .base import Base, Layers
 from .feed import Batch
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from ...checks import listed
 from ...encoders import VisionEncoder
 from ...errors import I2LError
-from ...predictors.query import QueryPredictor
+from ...predictors.query.network import QueryPredictor
 from ..average import Average
 from ..journal import Journal
 from ..optimiser import Optimiser

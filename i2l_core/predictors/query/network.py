@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import check_entries, check_int, check_number, shown
-from ..errors import I2LError
-from ..lora import LoRA, LowRank, Target
+from ...checks import check_entries, check_int, check_number, shown
+from ...errors import I2LError
+from ...lora import LoRA, LowRank, Target
 
 # the largest sizes a configuration may ask for: far above any real predictor, far below a lie that hurts
 _LIMITS = {

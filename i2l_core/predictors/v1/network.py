@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import listed
-from ..errors import I2LError
-from ..files.safetensors import check_dtypes, check_finite, opened, shapes_and_dtypes
-from ..lora import LoRA, LowRank
-from .v1_kinds import V1Config, recognise
+from ...checks import listed
+from ...errors import I2LError
+from ...files.safetensors import check_dtypes, check_finite, opened, shapes_and_dtypes
+from ...lora import LoRA, LowRank
+from .kinds import V1Config, recognise
 
 RESIDUAL_SCALE = 0.05  # as these predictors were trained
 PIECE_BYTES = 1 << 27  # of weights that are brought over at once

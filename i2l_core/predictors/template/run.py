@@ -26,10 +26,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..checks import listed, shown
-from ..errors import I2LError, first_line
-from ..files.kinds import describe_bytes
-from .template import PROGRAM, Template, weight_names, weight_path
+from ...checks import listed, shown
+from ...errors import I2LError, first_line
+from ...files.kinds import describe_bytes
+from .read import PROGRAM, Template, weight_names, weight_path
 
 PERMISSION = "I2L_ALLOW_TEMPLATE_CODE"
 

@@ -1,7 +1,7 @@
 """Weights and masks of references as a bias on the attention logits of their tokens.
 
 A token that counts w times gets log(w): softmax then sums as if it stood there w times, and -inf leaves it out.
-Exact, because nothing in the predictor tells where a token came from (predictors/query.py).
+Exact, because nothing in the predictor tells where a token came from (predictors/query/network.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images import Reference
+from ...references import Reference
 
 
 def attention_bias(references: Sequence[Reference], grids: Sequence[tuple[int, int]]) -> Tensor | None:

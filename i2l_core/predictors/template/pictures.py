@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from ..errors import I2LError
-from ..images import Reference
+from ...errors import I2LError
+from ...references import Reference
 
 MAX_WEIGHT = 8  # times that a picture is given
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ..base_models import MODELS, BaseModel, Layout, Slot
-from ..base_models.lumina2 import LUMINA2
-from ..base_models.qwen_image import QWEN_IMAGE
-from ..checks import check_int
-from ..errors import I2LError
-from ..files.safetensors import check_shapes
+from ...base_models import MODELS, BaseModel, Layout, Slot
+from ...base_models.lumina2 import LUMINA2
+from ...base_models.qwen_image import QWEN_IMAGE
+from ...checks import check_int
+from ...errors import I2LError
+from ...files.safetensors import check_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks import listed
-from ..errors import I2LError, first_line
-from .published import where_to_get
+from ...checks import listed
+from ...errors import I2LError, first_line
+from ..published import where_to_get
 
 PROGRAM = "model.py"
 

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checks import check_entries, shown
-from ..encoders import EncoderConfig, VisionEncoder
-from ..errors import I2LError
-from ..files.kinds import describe_tensors
-from ..files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
-from ..files.whole_file import replacing
-from .query import QueryConfig, QueryPredictor
-from .registry import family_named, family_of
+from ...checks import check_entries, shown
+from ...encoders import EncoderConfig, VisionEncoder
+from ...errors import I2LError
+from ...files.kinds import describe_tensors
+from ...files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
+from ...files.whole_file import replacing
+from ..registry import family_named, family_of
+from .network import QueryConfig, QueryPredictor
 
 METADATA_KEY = "i2l"
 FORMAT = "i2l-predictor"

@@ -27,7 +27,7 @@ from ..files.kinds import describe_tensors
 from ..files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
 from .casting import FLOAT8, follow, in_float8, linear_weights, replace_layers
 from .cover import cover
-from .tokens import build_siglip
+from .siglip import build_siglip
 
 MODEL_ID = "DiffSynth-Studio/General-Image-Encoders"
 SEEN = 1024  # side of the square that both encoders see the picture through, in pixels

@@ -1,0 +1,1 @@
+"""The released predictors of version 2: Diffusion Templates, folders that bring a program."""
