@@ -204,10 +204,10 @@ def regions(mix: Mix, count: int, folder: Path) -> dict[str, Any]:
     LoRAs, and with all of them.
     """
     import_host(folder)
-    from i2l_core.host.branches import Branch
-    from i2l_core.host.demo import load_demo
-    from i2l_core.host.live import attach
-    from i2l_core.host.live_lora import LiveLoRA
+    from i2l_core.host.demo.world import load_demo
+    from i2l_core.host.live.branches import Branch
+    from i2l_core.host.live.engine import attach
+    from i2l_core.host.live.loras import LiveLoRA
     from i2l_core.host.lora_model import PredictedLoRA
     from i2l_core.host.regions import add_region
 
@@ -270,7 +270,7 @@ def _inside_and_outside(both: Tensor, a: Tensor, b: Tensor) -> Tensor:
 @contextmanager
 def _text_share(value: float | None) -> Iterator[None]:
     """Within it, what the whole picture shares has this share of every masked LoRA instead of the mask's mean."""
-    from i2l_core.host.image_tokens import ImageTokens
+    from i2l_core.host.live.image_tokens import ImageTokens
 
     plain = ImageTokens.shared
     if value is not None:

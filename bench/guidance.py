@@ -124,8 +124,8 @@ def _ways(size: Size, dtype: torch.dtype, rank: int) -> dict[str, Way]:
     from comfy_extras.nodes_custom_sampler import Guider_DualModel
 
     from i2l_core.host.guidance import asymmetric
-    from i2l_core.host.live import attach
-    from i2l_core.host.live_lora import LiveLoRA
+    from i2l_core.host.live.engine import attach
+    from i2l_core.host.live.loras import LiveLoRA
     from i2l_core.host.lora_model import PredictedLoRA
     from i2l_core.host.patch import apply_merged
     from i2l_core.host.regions import add_region

@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if options.real else "cpu")
     start_host(cpu=device.type == "cpu")
-    from i2l_core.host.train_base import training
+    from i2l_core.host.train.base import training
 
     result: dict[str, Any] = {"device": machine(device), "measured": {}, "counted": {}, "extrapolated": {}}
     with training():
@@ -154,7 +154,7 @@ def _model(size: Size, device: torch.device) -> Any:
 
 
 def _base(model: Any, device: torch.device, checkpointing: bool, split_fused: bool) -> Any:
-    from i2l_core.host.train_base import HostBase
+    from i2l_core.host.train.base import HostBase
 
     class Shapes(HostBase):
         """On the meta device a conditioning has shapes and no values: what reads values runs on the CPU before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..i2l_core.host.demo import load_demo
+from ..i2l_core.host.demo.world import load_demo
 from .sockets import CATEGORY, Predictor
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
-from ..i2l_core.host.open import open_predictor
+from ..i2l_core.host.predictors.open import open_predictor
 from .report import Report
 from .sockets import CATEGORY, Predictor
 

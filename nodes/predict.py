@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
-from ..i2l_core.host.predictor import HostPredictor
+from ..i2l_core.host.predictors.base import HostPredictor
 from ..i2l_core.references import Batch, references_from
 from .report import Report
 from .sockets import CATEGORY, LoraModel, Predictor, Reference

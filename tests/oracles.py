@@ -233,8 +233,8 @@ def merged_output(patcher, lora: LoRA, pair: Pair) -> Tensor:
 
 
 def live_output(patcher, lora: LoRA, pair: Pair) -> Tensor:
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     return output(attach(patcher, LiveLoRA(lora)), pair)
 

@@ -205,7 +205,7 @@ def test_the_control_is_that_of_the_host(host, study, tmp_path: Path) -> None:
     """One forward under control, in training and by the host's own class and patch, with random weights."""
     from comfy_extras.nodes_model_patch import ZImageControlPatch
 
-    from i2l.i2l_core.host.demo import load_demo
+    from i2l.i2l_core.host.demo.world import load_demo
 
     folder = random_demo_weights(tmp_path)
     world = load_demo(folder)

@@ -96,7 +96,7 @@ def same(found: LoRA, expected: LoRA) -> None:
 
 
 def test_a_prediction_is_that_of_the_host(host: Any, query: Path, tmp_path: Path, run: Run):
-    from i2l.i2l_core.host.query_predictor import load_query_predictor
+    from i2l.i2l_core.host.predictors.query import load_query_predictor
 
     style, neutral = run.saved(
         *PICTURES,

@@ -56,8 +56,8 @@ def stepwise(name: str, lora, case: Case, strength_at) -> torch.Tensor:
 
 
 def test_every_step_has_the_strength_of_the_curve(name: str):
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model = build(name)
     lora, case = lora_for(model, seed=1, rank=3), Case(name, batch=2, lengths=(7, 11))
@@ -71,8 +71,8 @@ def test_every_step_has_the_strength_of_the_curve(name: str):
 
 
 def test_a_level_curve_is_a_strength_and_a_zero_one_is_nothing(name: str):
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model = build(name)
     lora, case = lora_for(model, seed=1, rank=3), Case(name)
@@ -89,8 +89,8 @@ def test_a_level_curve_is_a_strength_and_a_zero_one_is_nothing(name: str):
 
 def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
     """Each as it would alone: a level curve of 0.5 under a mask is a mask of 0.5."""
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model = build(name)
     one, two = lora_for(model, seed=1, rank=3), lora_for(model, seed=2, rank=2)
@@ -106,7 +106,7 @@ def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
 
 
 def test_shares_are_the_inverse_of_the_hosts_sigmas(name: str):
-    from i2l.i2l_core.host.live_run import Shares
+    from i2l.i2l_core.host.live.run import Shares
 
     model = build(name)
     shares = Shares(model)

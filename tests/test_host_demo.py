@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(host, folder: Path):
-    from i2l.i2l_core.host.demo import load_demo
+    from i2l.i2l_core.host.demo.world import load_demo
 
     with torch.inference_mode():
         return load_demo(folder)
@@ -126,7 +126,7 @@ def test_model_survives_unloading_and_fresh_copies(world):
 @pytest.mark.parametrize("name", [files.BACKBONE, files.VAE, files.PREDICTOR])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_missing_or_damaged_weights_are_named(host, tmp_path: Path, folder: Path, name: str, damage: str):
-    from i2l.i2l_core.host.demo import load_demo
+    from i2l.i2l_core.host.demo.world import load_demo
 
     for path in folder.iterdir():
         content = path.read_bytes()

@@ -96,9 +96,9 @@ def merged(name: str, *loras, strength: float = 1.0):
 
 
 def asymmetric(model, style, neutral=None):
-    from i2l.i2l_core.host.branches import Branch
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.branches import Branch
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     loras = [LiveLoRA(style, branch=Branch.POSITIVE)]
     if neutral is not None:
@@ -179,8 +179,8 @@ def test_the_plain_model_is_bit_identical_afterwards(models, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_live_equals_merged(models, name):
     """The same LoRA on both branches, at an odd strength."""
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model, style, _ = models[name]
     case = Case(name)
@@ -189,8 +189,8 @@ def test_live_equals_merged(models, name):
 
 
 def test_live_loras_of_several_nodes_add_up(models):
-    from i2l.i2l_core.host.live import attach, attached
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach, attached
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model, style, neutral = models["lumina2"]
     case = Case("lumina2")
@@ -318,8 +318,8 @@ def test_a_window_acts_only_inside(models, name):
     """Live in the first half, nothing in the second: equals changing the model half-way."""
     import comfy.samplers
 
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model, style, _ = models[name]
     case = Case(name)
@@ -345,9 +345,9 @@ def test_a_window_acts_only_inside(models, name):
 
 def test_tags_choose_single_conditionings(models):
     """Two prompts on the positive side; the style acts on one of them."""
-    from i2l.i2l_core.host.branches import tagged
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.branches import tagged
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
 
     model, style, _ = models["flux2"]
     case = Case("flux2", cfg=1.0)
@@ -375,8 +375,8 @@ def test_tags_choose_single_conditionings(models):
 @pytest.mark.parametrize("name", NAMES)
 class TestMasks:
     def live(self, models, name, mask):
-        from i2l.i2l_core.host.live import attach
-        from i2l.i2l_core.host.live_lora import LiveLoRA
+        from i2l.i2l_core.host.live.engine import attach
+        from i2l.i2l_core.host.live.loras import LiveLoRA
 
         model, style, _ = models[name]
         case = Case(name, batch=2, lengths=(7, 40))
@@ -434,7 +434,7 @@ class TestMasks:
     ],
 )
 def test_each_token_of_a_picture_has_its_weight(host, name, layer, tokens, first, pictures):
-    from i2l.i2l_core.host.image_tokens import ImageTokens
+    from i2l.i2l_core.host.live.image_tokens import ImageTokens
 
     mask = torch.rand(1, 4, 4)
     expected = mask.mean().repeat(1, tokens or 1)
@@ -569,8 +569,8 @@ def test_a_compiled_model_runs_uncompiled_and_says_so_once(models, caplog, first
 @pytest.mark.parametrize("way", ["live", "merged"])
 def test_the_prefix_cache_of_hidream_never_outlives_its_lora(models, way):
     """Same prompt, other LoRA: a second run equals a fresh one, and the plain model after it too."""
-    from i2l.i2l_core.host.live import attach
-    from i2l.i2l_core.host.live_lora import LiveLoRA
+    from i2l.i2l_core.host.live.engine import attach
+    from i2l.i2l_core.host.live.loras import LiveLoRA
     from i2l.i2l_core.host.patch import apply_merged
 
     model, style, neutral = models["hidream_o1"]
@@ -617,8 +617,8 @@ class TestReferencePictures:
         assert (actual - run(cfg_guider(asymmetric(model, style, neutral), free), free)).abs().max() > 1e-2
 
     def test_masks_find_the_picture(self, releases, name):
-        from i2l.i2l_core.host.live import attach
-        from i2l.i2l_core.host.live_lora import LiveLoRA
+        from i2l.i2l_core.host.live.engine import attach
+        from i2l.i2l_core.host.live.loras import LiveLoRA
 
         model, style, _ = releases[name]
         case = Case(name, cfg=1.0, batch=2, lengths=(40, 7), extra=references(name))

@@ -126,7 +126,7 @@ def test_masks_of_the_users_own_stay(lumina):
 
 
 def test_what_came_in_stays(lumina):
-    from i2l.i2l_core.host.live import attached
+    from i2l.i2l_core.host.live.engine import attached
     from i2l.i2l_core.host.regions import add_region
 
     model, prompt, lora = lumina

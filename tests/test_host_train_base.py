@@ -34,7 +34,7 @@ def text(name: str, words: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def base_of(name: str, checkpointing: bool = False, split_fused: bool = True):
-    from i2l.i2l_core.host.train_base import HostBase
+    from i2l.i2l_core.host.train.base import HostBase
 
     model = build(name).model
     id = "" if name == "lumina2" else f"tiny-{name}"
@@ -64,7 +64,7 @@ def inputs(name: str, rows: int):
 
 @pytest.fixture(autouse=True)
 def _training(host):
-    from i2l.i2l_core.host.train_base import training
+    from i2l.i2l_core.host.train.base import training
 
     with training():
         yield
@@ -166,7 +166,7 @@ def test_noise_levels_are_the_models_own(name):
 def test_the_switch_of_the_host_is_put_back():
     import comfy.model_management
 
-    from i2l.i2l_core.host.train_base import training
+    from i2l.i2l_core.host.train.base import training
 
     comfy.model_management.in_training = False
     with training():
@@ -183,7 +183,7 @@ def test_the_switch_of_the_host_is_put_back():
 
 
 def test_unknown_models_need_an_id_and_known_ones_keep_theirs():
-    from i2l.i2l_core.host.train_base import HostBase
+    from i2l.i2l_core.host.train.base import HostBase
 
     device = torch.device("cpu")
     with pytest.raises(I2LError, match=r"are of no model in the list.*Give it an id in \[base\]"):

@@ -55,8 +55,8 @@ def loaded() -> LoadedV1:
 
 @pytest.fixture
 def predictor(folder: Path, loaded: LoadedV1) -> Any:
-    from i2l.i2l_core.host.embeddings import Embeddings
-    from i2l.i2l_core.host.v1_predictor import V1HostPredictor
+    from i2l.i2l_core.host.predictors.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
 
     return V1HostPredictor(loaded, Embeddings())
 
@@ -169,7 +169,7 @@ def test_a_mask_fills_with_the_mean_colour_of_what_it_shows(predictor: Any, look
 def test_only_new_pictures_are_looked_at(
     predictor: Any, folder: Path, looks: dict[str, int], loaded: LoadedV1
 ):
-    from i2l.i2l_core.host.v1_predictor import V1HostPredictor
+    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
 
     def new(pictures: list[Reference], by: Any = predictor) -> int:
         before = dict(looks)
@@ -195,7 +195,7 @@ def test_only_new_pictures_are_looked_at(
 
 
 def test_the_cache_is_bounded_and_the_oldest_goes_first():
-    from i2l.i2l_core.host.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.embeddings import Embeddings
 
     kept = Embeddings(limit=3 * 40)
     for i in range(3):
@@ -211,7 +211,7 @@ def test_the_cache_is_bounded_and_the_oldest_goes_first():
 
 
 def test_a_prediction_larger_than_the_cache_is_right(predictor: Any, folder: Path, loaded: LoadedV1):
-    from i2l.i2l_core.host.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.embeddings import Embeddings
 
     pictures = some()
     small = replace(predictor, embeddings=Embeddings(limit=400))
@@ -287,7 +287,7 @@ def test_progress_counts_and_cancel_keeps_what_was_seen(predictor: Any, looks: d
 
 
 def test_dinov3_is_kept_in_eight_bits_where_the_user_says_so(predictor: Any):
-    from i2l.i2l_core.host.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.embeddings import Embeddings
 
     pictures = some()
     exact = run(predictor, pictures).lora
@@ -310,8 +310,8 @@ def test_a_small_card_keeps_the_published_dinov3_in_eight_bits(
     import comfy.model_management as mm
 
     from i2l.i2l_core.encoders import PooledConfig
-    from i2l.i2l_core.host.encoder_files import EncoderFile
-    from i2l.i2l_core.host.picture_encoders import file_encoder
+    from i2l.i2l_core.host.predictors.encoder_files import EncoderFile
+    from i2l.i2l_core.host.predictors.picture_encoders import file_encoder
 
     monkeypatch.setattr(mm, "get_torch_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(mm, "get_total_memory", lambda *args: int(gigabytes * 1e9))
@@ -392,8 +392,8 @@ def test_encoders_of_another_size_are_named(predictor: Any, folder: Path):
 def test_encoders_are_found_by_content_in_either_folder(predictor: Any, folder: Path):
     import folder_paths
 
-    from i2l.i2l_core.host.encoder_files import find_encoders
     from i2l.i2l_core.host.folders import PREDICTORS
+    from i2l.i2l_core.host.predictors.encoder_files import find_encoders
 
     elsewhere = Path(folder_paths.get_folder_paths(PREDICTORS)[0]) / "any name.safetensors"
     elsewhere.parent.mkdir(parents=True, exist_ok=True)
@@ -444,8 +444,8 @@ def test_what_is_not_finite_is_refused(predictor: Any, folder: Path, loaded: Loa
 def test_a_file_of_version_1_is_opened_as_what_it_is(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from i2l.i2l_core.host.open import EMBEDDINGS, open_predictor
-    from i2l.i2l_core.host.v1_predictor import V1HostPredictor
+    from i2l.i2l_core.host.predictors.open import EMBEDDINGS, open_predictor
+    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
 
     config = replace(tiny_z_image(), token_dim=WIDTH)
     monkeypatch.setattr(v1_kinds, "MODELS", (*MODELS, config.base_model))
@@ -474,8 +474,8 @@ def clip(host: Any) -> Any:
 def coarse(folder: Path) -> Any:
     from tiny_qwen import WIDTH as STATE
 
-    from i2l.i2l_core.host.embeddings import Embeddings
-    from i2l.i2l_core.host.v1_predictor import V1HostPredictor
+    from i2l.i2l_core.host.predictors.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
 
     residual = Residual(COARSE, STATE, code=2)
     config = V1Config(QWEN, qwen(layers=2, hidden=8), token_dim=WIDTH, code=3, residual=residual)
@@ -487,7 +487,7 @@ def test_the_clip_of_qwen_image_is_looked_through_as_well(
 ):
     import comfy.model_management as mm
 
-    from i2l.i2l_core.host.qwen_states import QwenStates
+    from i2l.i2l_core.host.predictors.qwen_states import QwenStates
 
     pictures = [replace(some()[0], weight=2.0), some()[1]]
     seen: list[tuple[int, int]] = []

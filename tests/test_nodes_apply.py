@@ -17,7 +17,7 @@ DIM = 256
 
 @pytest.fixture(scope="module")
 def world(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.demo import load_demo
+    from i2l.i2l_core.host.demo.world import load_demo
 
     with torch.inference_mode():
         return load_demo(random_demo_weights(tmp_path_factory.mktemp("weights")))
@@ -243,7 +243,7 @@ def test_predicted_lora_that_does_not_fit_is_refused(world, make, strength: floa
 
 @torch.inference_mode()
 def test_a_predictor_for_another_base_model_is_refused_when_it_is_applied(world, tmp_path: Path):
-    from i2l.i2l_core.host.query_predictor import load_query_predictor
+    from i2l.i2l_core.host.predictors.query import load_query_predictor
     from i2l.nodes.predict import ImagesToLoRA
 
     other = load_query_predictor(save_random_predictor(tmp_path / "flux.safetensors", "flux2-dev"))

@@ -14,7 +14,7 @@ from i2l.i2l_core.lora import LoRA
 
 @pytest.fixture(scope="module")
 def world(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.demo import load_demo
+    from i2l.i2l_core.host.demo.world import load_demo
 
     with torch.inference_mode():
         return load_demo(random_demo_weights(tmp_path_factory.mktemp("weights")))

@@ -21,7 +21,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def predictor(host, path: Path):
-    from i2l.i2l_core.host.query_predictor import load_query_predictor
+    from i2l.i2l_core.host.predictors.query import load_query_predictor
 
     return load_query_predictor(path)
 
@@ -106,7 +106,7 @@ def test_alpha_and_one_channel_are_taken(predictor):
 
 
 def test_prediction_is_deterministic_and_the_neutral_one_is_kept(predictor):
-    from i2l.i2l_core.host.query_predictor import MAX_NEUTRALS
+    from i2l.i2l_core.host.predictors.query import MAX_NEUTRALS
 
     images = pictures((64, 64))
     first, second = run(predictor, images), run(predictor, images)
@@ -219,7 +219,7 @@ def test_a_device_with_bfloat16_computes_in_it(host, tmp_path: Path, monkeypatch
     """What happens on such a GPU, run on the CPU: a float32 file is halved, and the LoRA is near the exact one."""
     import comfy.model_management
 
-    from i2l.i2l_core.host.query_predictor import load_query_predictor
+    from i2l.i2l_core.host.predictors.query import load_query_predictor
 
     path = save_random_predictor(tmp_path / "wide.safetensors", dtype=torch.float32)
     images = pictures((64, 64), (32, 48))

@@ -36,7 +36,7 @@ def root(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.demo import load_model
+    from i2l.i2l_core.host.demo.world import load_model
 
     return load_model(random_demo_weights(tmp_path_factory.mktemp("weights")))
 
@@ -174,7 +174,7 @@ def test_a_hostile_program_does_not_run_unless_both_allow_it(
 def test_off_is_the_default():
     import inspect
 
-    from i2l.i2l_core.host.open import open_predictor
+    from i2l.i2l_core.host.predictors.open import open_predictor
     from i2l.nodes.load import LoadI2LPredictor
 
     switch: Any = LoadI2LPredictor.define_schema().inputs[1]

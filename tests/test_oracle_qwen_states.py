@@ -82,7 +82,7 @@ def pipe(clip: Any) -> Any:
 def test_hidden_states_are_theirs(clip: Any, pipe: Any, length: int, size: tuple[int, int]):
     from diffsynth.pipelines.qwen_image import QwenImageUnit_Image2LoRAEncode
 
-    from i2l.i2l_core.host.qwen_states import QwenStates
+    from i2l.i2l_core.host.predictors.qwen_states import QwenStates
 
     levels = (
         torch.nn.functional.interpolate(torch.rand(1, 3, 5, 5), size, mode="bicubic").clamp(0, 1) * 255

@@ -84,7 +84,7 @@ class _Host:
     """The demo world in ComfyUI, and one LoRA for each style."""
 
     def __init__(self, bench: Bench) -> None:
-        from i2l_core.host.demo import load_demo
+        from i2l_core.host.demo.world import load_demo
         from i2l_core.host.patch import apply_merged
 
         self.world = load_demo()

@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
         from ..host.start import start_host
 
         start_host(cpu=accelerator.device.type == "cpu")
-        from ..host.train_base import HostOpener
+        from ..host.train.base import HostOpener
 
         opener = HostOpener()
     try:

@@ -23,8 +23,8 @@ from ..checks import listed
 from ..errors import I2LError
 from ..lora_files.file import OtherKind
 from ..schedule import Curve
-from .live import attach
-from .live_lora import LiveLoRA
+from .live.engine import attach
+from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
 from .patch import apply_merged, check_fits, layout_of_model, report, with_patches
 

@@ -9,9 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from ..card import Card, lora_entry, warning
 from ..lora_files.file import OtherKind
 from .apply import LIVE
-from .branches import Branch
 from .guidance import NO_NEGATIVE_SIDE, has_no_negative_side
-from .live import attached
+from .live.branches import Branch
+from .live.engine import attached
 from .lora_model import PredictedLoRA, lora_of
 from .patch import layout_of_model, report
 

@@ -8,9 +8,9 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ..schedule import Curve
-from .branches import Branch
-from .live import attach, attached
-from .live_lora import LiveLoRA
+from .live.branches import Branch
+from .live.engine import attach, attached
+from .live.loras import LiveLoRA
 from .lora_model import lora_of
 from .patch import layout_of_model, report
 

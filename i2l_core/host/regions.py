@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..errors import I2LError
 from ..schedule import Curve
-from .branches import Branch, tagged
-from .live import attach
-from .live_lora import LiveLoRA, check_mask
+from .live.branches import Branch, tagged
+from .live.engine import attach
+from .live.loras import LiveLoRA, check_mask
 from .lora_model import lora_of
 from .patch import layout_of_model
 

@@ -41,7 +41,7 @@ PREDICTOR = "predictor.safetensors"
 
 
 class Opener(Protocol):
-    """How the base model of a config is opened. ComfyUI's is in `host/train_base.py`, and is handed in."""
+    """How the base model of a config is opened. ComfyUI's is in `host/train/base.py`, and is handed in."""
 
     def coder(self, table: BaseTable, device: torch.device) -> Coder: ...
 

@@ -16,15 +16,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import I2LError
-from ..lora import LoRA
-from ..predictors.v1.network import LoadedV1, load_v1
-from ..references import MIN_SIDE, Reference, counted, gray
+from ...errors import I2LError
+from ...lora import LoRA
+from ...predictors.v1.network import LoadedV1, load_v1
+from ...references import MIN_SIDE, Reference, counted, gray
+from ..memory import v1_memory
+from .base import HostPredictor, Predicted, Progress
 from .embeddings import Embeddings
 from .encoder_files import EncoderFile, find_encoders
-from .memory import v1_memory
 from .picture_encoders import FileEncoder, PictureEncoder, file_encoder
-from .predictor import HostPredictor, Predicted, Progress
 from .qwen_states import QwenStates
 
 

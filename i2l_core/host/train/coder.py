@@ -13,9 +13,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..errors import I2LError
-from ..train.tool.config import PIXEL_SPACE, BaseTable
-from ..train.tool.pictures import Texts
+from ...errors import I2LError
+from ...train.tool.config import PIXEL_SPACE, BaseTable
+from ...train.tool.pictures import Texts
 
 _TOKENISERS = {"hidream_o1": comfy.supported_models.HiDreamO1}  # text encoders without weights
 

@@ -12,8 +12,8 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
-from ..demo.prompts import tokenise
-from ..demo.text import TextEncoder
+from ...demo.prompts import tokenise
+from ...demo.text import TextEncoder
 
 _TOKENS = "i2l_tiny"
 

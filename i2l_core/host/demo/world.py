@@ -14,11 +14,11 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..demo import files
-from ..demo.backbone import BackboneConfig
-from ..errors import I2LError
-from .demo_text import build_clip
-from .query_predictor import QueryHostPredictor, load_query_predictor
+from ...demo import files
+from ...demo.backbone import BackboneConfig
+from ...errors import I2LError
+from ..predictors.query import QueryHostPredictor, load_query_predictor
+from .text import build_clip
 
 
 class DemoWorld(NamedTuple):

@@ -20,13 +20,13 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
-from ..errors import I2LError
-from ..grouped_lora import RowProducts, stack
+from ...errors import I2LError
+from ...grouped_lora import RowProducts, stack
+from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, Known, branches_of, chunks_of
+from .hooks import Acting, Gates, Hooks
 from .image_tokens import ImageTokens
-from .live_hooks import Acting, Gates, Hooks
-from .live_lora import LiveLoRA, LiveSet
-from .prefix_cache import PrefixCaches
+from .loras import LiveLoRA, LiveSet
 
 _KEPT = 4  # stacks kept at once: two branches in forwards of their own, before and after a change
 

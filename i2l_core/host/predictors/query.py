@@ -16,13 +16,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..errors import I2LError
-from ..lora import LoRA
-from ..predictors.query.attention_bias import attention_bias
-from ..predictors.query.file import LoadedPredictor, load_predictor
-from ..references import Reference, counted, gray
-from .memory import as_patcher, encoder_memory, predictor_memory
-from .predictor import HostPredictor, Predicted, Progress
+from ...errors import I2LError
+from ...lora import LoRA
+from ...predictors.query.attention_bias import attention_bias
+from ...predictors.query.file import LoadedPredictor, load_predictor
+from ...references import Reference, counted, gray
+from ..memory import as_patcher, encoder_memory, predictor_memory
+from .base import HostPredictor, Predicted, Progress
 
 MAX_NEUTRALS = 4  # neutral LoRAs that a predictor keeps, the newest
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import I2LError
-from ..grouped_lora import RowProducts
-from ..lora import Target
+from ...errors import I2LError
+from ...grouped_lora import RowProducts
+from ...lora import Target
 from .image_tokens import ImageTokens
 
 # Beside reference pictures some networks look at the time of all rows twice, as it is and as zero: their rows, and

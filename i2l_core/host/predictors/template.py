@@ -14,17 +14,17 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import nn
 
-from ..base_models import find_model
-from ..checks import listed
-from ..lora import LoRA
-from ..lora_files.file import from_state_dict
-from ..predictors.published import published
-from ..predictors.template.pictures import grays_like, pictures_of
-from ..predictors.template.read import read_template
-from ..predictors.template.run import LoadedTemplate, load_template
-from ..references import Reference, counted, gray
-from .folders import predictor_roots
-from .predictor import HostPredictor, Predicted, Progress
+from ...base_models import find_model
+from ...checks import listed
+from ...lora import LoRA
+from ...lora_files.file import from_state_dict
+from ...predictors.published import published
+from ...predictors.template.pictures import grays_like, pictures_of
+from ...predictors.template.read import read_template
+from ...predictors.template.run import LoadedTemplate, load_template
+from ...references import Reference, counted, gray
+from ..folders import predictor_roots
+from .base import HostPredictor, Predicted, Progress
 
 MAX_NEUTRALS = 4  # neutral LoRAs that a predictor keeps, the newest
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..predictors.family import family_of
+from ...predictors.family import family_of
+from .base import HostPredictor
 from .embeddings import Embeddings
-from .predictor import HostPredictor
-from .query_predictor import load_query_predictor
-from .template_predictor import load_template_predictor
-from .v1_predictor import load_v1_predictor
+from .query import load_query_predictor
+from .template import load_template_predictor
+from .v1 import load_v1_predictor
 
 EMBEDDINGS = Embeddings()  # of the pictures that this server has seen, whatever predictors come and go
 

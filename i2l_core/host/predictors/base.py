@@ -9,8 +9,8 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ..lora import LoRA
-from ..references import Reference
+from ...lora import LoRA
+from ...references import Reference
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 

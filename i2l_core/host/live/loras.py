@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..checks import check_strength
-from ..errors import I2LError
-from ..lora import LoRA, LowRank, Target, fuse_rows
-from ..schedule import Curve
+from ...checks import check_strength
+from ...errors import I2LError
+from ...lora import LoRA, LowRank, Target, fuse_rows
+from ...schedule import Curve
 from .branches import Branch, Chunk
 
 _MOST_STRETCHED = 1.1  # how far the proportions of a mask may be off: rounding to the latent's grid

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, peek_pooled
-from ..errors import I2LError
-from ..files.atomic import SUFFIX
-from ..predictors.published import published_encoder
-from .folders import PREDICTORS, fingerprint, register_predictors
+from ...encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, peek_pooled
+from ...errors import I2LError
+from ...files.atomic import SUFFIX
+from ...predictors.published import published_encoder
+from ..folders import PREDICTORS, fingerprint, register_predictors
 
 CLIP_VISION = "clip_vision"
 

@@ -21,11 +21,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..patch import check_fits, weights_of
 from .branches import read_conds
 from .image_tokens import check_maskable
-from .live_lora import LiveLoRA, LiveSet, check_mask_fits
-from .live_run import Run, is_compiled
-from .patch import check_fits, weights_of
+from .loras import LiveLoRA, LiveSet, check_mask_fits
+from .run import Run, is_compiled
 
 _KEY = "i2l_live"
 

@@ -20,17 +20,17 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ..base_models import LAYOUTS, Weights, recognise
-from ..errors import I2LError
-from ..grouped_lora import RowProducts, from_pairs
-from ..lora import Target
-from ..predictors.query.network import LayerSpec
-from ..train.tool.base import Layers
-from ..train.tool.blocks import checkpoint_blocks, copy_norm_inputs
-from ..train.tool.config import BaseTable
-from ..train.tool.pictures import Texts
-from .live_hooks import Acting, Hooks
-from .train_coder import HostCoder
+from ...base_models import LAYOUTS, Weights, recognise
+from ...errors import I2LError
+from ...grouped_lora import RowProducts, from_pairs
+from ...lora import Target
+from ...predictors.query.network import LayerSpec
+from ...train.tool.base import Layers
+from ...train.tool.blocks import checkpoint_blocks, copy_norm_inputs
+from ...train.tool.config import BaseTable
+from ...train.tool.pictures import Texts
+from ..live.hooks import Acting, Hooks
+from .coder import HostCoder
 
 _DTYPES = {"stored": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

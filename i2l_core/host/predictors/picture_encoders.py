@@ -16,12 +16,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..encoders import DINOV3, load_pooled
-from ..encoders.casting import FLOAT8
-from ..errors import I2LError
-from ..references import Reference
+from ...encoders import DINOV3, load_pooled
+from ...encoders.casting import FLOAT8
+from ...errors import I2LError
+from ...references import Reference
+from ..memory import as_patcher, pooled_memory
 from .encoder_files import EncoderFile
-from .memory import as_patcher, pooled_memory
 
 HEADROOM = 1.2  # of a card's memory over the weights that are to fit on it
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import I2LError
+from ...errors import I2LError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The demo world as ComfyUI's MODEL, CLIP and VAE."""

@@ -1,0 +1,1 @@
+"""Predictors and their encoders under ComfyUI's memory management."""
