@@ -24,7 +24,7 @@ from i2l_core.demo.backbone import Backbone, LayerPair
 from i2l_core.demo.content import Content
 from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt
-from i2l_core.train.data import token_ids
+from i2l_core.train.demo_stages.data import token_ids
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
 
 _REFERENCES, _LEARN, _TEST, _SEED = 4, 14, 4, 5

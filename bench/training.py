@@ -29,14 +29,14 @@ from bench._models import SIZES, Size, build
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l_core.host.start import start_host
 from i2l_core.predictors.query.network import QueryPredictor
+from i2l_core.train.config import OptimiserTable, PredictorTable, load_config
+from i2l_core.train.data.batches import Batch
 from i2l_core.train.flow import noisy, velocity
+from i2l_core.train.objective import Objective
 from i2l_core.train.optimiser import Optimiser
-from i2l_core.train.run import Plan
-from i2l_core.train.tool.config import OptimiserTable, PredictorTable, load_config
-from i2l_core.train.tool.feed import Batch
-from i2l_core.train.tool.network import query_config
-from i2l_core.train.tool.objective import Objective
-from i2l_core.train.tool.training import optimiser
+from i2l_core.train.plan import Plan
+from i2l_core.train.predictor import query_config
+from i2l_core.train.training import optimiser
 
 CONFIGS = Path(__file__).resolve().parent.parent / "i2l_core" / "train" / "configs"
 
@@ -261,7 +261,7 @@ def _count(name: str) -> dict[str, float]:
 
 def _run_blocks(case: Case) -> list[Any]:
     """The blocks that a step runs."""
-    from i2l_core.train.tool.blocks import blocks_of
+    from i2l_core.train.checkpointing import blocks_of
 
     ran: list[Any] = []
     handles = [
@@ -288,7 +288,7 @@ def _kept_bytes(case: Case) -> int:
             kept[storage._cdata] = storage  # held, so that no other storage takes its number
         return tensor
 
-    from i2l_core.train.tool.blocks import blocks_of
+    from i2l_core.train.checkpointing import blocks_of
 
     def keep_inputs(module: Any, args: Any, kwargs: Any) -> None:
         for value in (*args, *kwargs.values()):

@@ -322,8 +322,8 @@ def test_texts_are_made_once_and_are_the_hosts_own(tmp_path):
     """HiDream-O1 reads tokens, so its text encoder needs no weights."""
 
     from i2l.i2l_core.commands import train
-    from i2l.i2l_core.train.tool.config import load_config
-    from i2l.i2l_core.train.tool.session import open_data, open_material
+    from i2l.i2l_core.train.config import load_config
+    from i2l.i2l_core.train.session import open_data, open_material
 
     write_world(tmp_path)
     config = tables(tmp_path, write_folder(tmp_path / "set"), tmp_path / "run", pairing__empty_prompts=0.5)
@@ -347,8 +347,8 @@ def test_latents_are_made_once_and_are_the_hosts_own(tmp_path):
 
     from i2l.i2l_core.commands import train
     from i2l.i2l_core.demo import files
-    from i2l.i2l_core.train.tool.config import load_config
-    from i2l.i2l_core.train.tool.session import open_data, open_material
+    from i2l.i2l_core.train.config import load_config
+    from i2l.i2l_core.train.session import open_data, open_material
 
     write_world(tmp_path)
     config = tables(tmp_path, write_folder(tmp_path / "set"), tmp_path / "run")

@@ -11,9 +11,10 @@ from torch import nn
 
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig, LoRALinear
 from i2l.i2l_core.demo.sampler import Sampling, sample, shifted
+from i2l.i2l_core.train.demo_stages.run import Run
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l.i2l_core.train.optimiser import Muon, orthogonalise
-from i2l.i2l_core.train.run import Plan, Run
+from i2l.i2l_core.train.plan import Plan
 
 TINY = BackboneConfig(n_layers=2)
 

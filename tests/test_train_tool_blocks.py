@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from i2l.i2l_core.train.tool.blocks import blocks_of, checkpoint_blocks, copy_norm_inputs
+from i2l.i2l_core.train.checkpointing import blocks_of, checkpoint_blocks, copy_norm_inputs
 
 
 class Careless(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 from tiny_training import tables
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.train.tool import parse
-from i2l.i2l_core.train.tool.config import differences, fingerprint, load_config
+from i2l.i2l_core.train import parse
+from i2l.i2l_core.train.config import differences, fingerprint, load_config
 from i2l.tools.host import ROOT
 
 EXAMPLES = sorted((ROOT / "i2l_core" / "train" / "configs").glob("*.toml"))

@@ -20,14 +20,10 @@ from safetensors.torch import save_file
 from tiny_training import SIDE, STYLES, picture, rows, write_folder, write_shards, write_world
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.train.tool.base import TinyWorld
-from i2l.i2l_core.train.tool.config import DataTable, PairingTable
-from i2l.i2l_core.train.tool.feed import Deal, read, to_device
-from i2l.i2l_core.train.tool.folder import Folder, open_folder
-from i2l.i2l_core.train.tool.generated import open_generated
-from i2l.i2l_core.train.tool.material import Material
-from i2l.i2l_core.train.tool.pairing import Pair, Target, draw
-from i2l.i2l_core.train.tool.pictures import (
+from i2l.i2l_core.train.config import DataTable, PairingTable
+from i2l.i2l_core.train.data.batches import Deal, read, to_device
+from i2l.i2l_core.train.data.cache import LATENTS, TEXTS, Store
+from i2l.i2l_core.train.data.data_set import (
     DataSet,
     Picture,
     Styles,
@@ -36,8 +32,12 @@ from i2l.i2l_core.train.tool.pictures import (
     open_rgb,
     split_styles,
 )
-from i2l.i2l_core.train.tool.shards import open_shards
-from i2l.i2l_core.train.tool.store import LATENTS, TEXTS, Store
+from i2l.i2l_core.train.data.folder import Folder, open_folder
+from i2l.i2l_core.train.data.latents import Material
+from i2l.i2l_core.train.data.pairing import Pair, Target, draw
+from i2l.i2l_core.train.data.shards import open_shards
+from i2l.i2l_core.train.demo_base import TinyWorld
+from i2l.i2l_core.train.demo_data import open_generated
 
 
 @pytest.fixture(scope="module")

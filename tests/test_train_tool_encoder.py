@@ -12,8 +12,8 @@ from i2l.i2l_core.demo import files
 from i2l.i2l_core.encoders import NAFLEX, SQUARE
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query.file import load_predictor
-from i2l.i2l_core.train.tool.config import EncoderTable
-from i2l.i2l_core.train.tool.encoder import load_encoder, save_encoder
+from i2l.i2l_core.train.config import EncoderTable
+from i2l.i2l_core.train.encoder import load_encoder, save_encoder
 
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = VISION | {"vocab_size": 40}

@@ -33,7 +33,7 @@ from tiny_training import (
 from i2l.i2l_core.commands import train as command
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query.file import load_predictor
-from i2l.i2l_core.train.average import Average
+from i2l.i2l_core.train.ema import Average
 
 
 @pytest.fixture(autouse=True, scope="module")

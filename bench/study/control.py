@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
 from i2l_core.demo.files import WEIGHTS, load_backbone
-from i2l_core.train.backbone import is_hidden_matrix
-from i2l_core.train.data import draw_prompt, token_ids, train_pool
+from i2l_core.train.demo_base import TinyWorld
+from i2l_core.train.demo_stages.backbone import is_hidden_matrix
+from i2l_core.train.demo_stages.data import draw_prompt, token_ids, train_pool
+from i2l_core.train.demo_stages.run import Run
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
-from i2l_core.train.run import Plan, Run
-from i2l_core.train.tool.base import TinyWorld
+from i2l_core.train.plan import Plan
 
 FOLDER = Path(".runs/control")
 PLAN = Plan(steps=600, batch=32, lr=2e-3, seed=61, warmup=50, average=0.99)

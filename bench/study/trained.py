@@ -17,7 +17,7 @@ from torch import Tensor
 from i2l_core.demo.backbone import LayerPair
 from i2l_core.demo.prompts import content_prompt
 from i2l_core.demo.sampler import Sampling
-from i2l_core.train.data import token_ids
+from i2l_core.train.demo_stages.data import token_ids
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
 
 from .._world import Bench, predict

@@ -24,14 +24,14 @@ from i2l_core.demo.files import PREDICTOR, WEIGHTS
 from i2l_core.demo.text import WIDTH
 from i2l_core.predictors.query.file import load_predictor
 from i2l_core.predictors.query.network import Block, QueryConfig, QueryPredictor
-from i2l_core.train.run import Run
-from i2l_core.train.tool.base import TinyWorld
-from i2l_core.train.tool.config import TrainConfig, load_config
-from i2l_core.train.tool.encoder import load_encoder
-from i2l_core.train.tool.feed import Deal, MicroBatches, to_device
-from i2l_core.train.tool.objective import reference_tokens
-from i2l_core.train.tool.pictures import split_styles
-from i2l_core.train.tool.session import TinyOpener, open_data, open_material, train
+from i2l_core.train.config import TrainConfig, load_config
+from i2l_core.train.data.batches import Deal, MicroBatches, to_device
+from i2l_core.train.data.data_set import split_styles
+from i2l_core.train.demo_base import TinyOpener, TinyWorld
+from i2l_core.train.demo_stages.run import Run
+from i2l_core.train.encoder import load_encoder
+from i2l_core.train.objective import reference_tokens
+from i2l_core.train.session import open_data, open_material, train
 
 from . import control
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...i2l_core.checks import listed, shown
 from ...i2l_core.errors import I2LError, first_line
-from ...i2l_core.train.tool.pictures import open_rgb
+from ...i2l_core.train.data.data_set import open_rgb
 from .rows import Sample
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...i2l_core.checks import listed
 from ...i2l_core.errors import I2LError
-from ...i2l_core.train.tool.pictures import open_rgb
+from ...i2l_core.train.data.data_set import open_rgb
 from .overall import harmonic, overall, telling
 from .rows import Material, read_material
 from .sources import FIDELITY, SOURCES, TABLE, Judge, Plan, load, plan

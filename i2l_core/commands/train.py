@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import I2LError
 
 if TYPE_CHECKING:
-    from ..train.tool.config import RunTable
+    from ..train.config import RunTable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from ..train.tool import session
-    from ..train.tool.config import HOST, load_config
+    from ..train import session
+    from ..train.config import HOST, load_config
+    from ..train.demo_base import TinyOpener
 
     config = load_config(options.config)
     if options.check:
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
         session.say(f"wrote {session.export_newest(config)}")
         return 0
     accelerator = _accelerator(config.run)
-    opener: session.Opener = session.TinyOpener()
+    opener: session.Opener = TinyOpener()
     if config.base.kind == HOST:
         from ..host.start import start_host
 

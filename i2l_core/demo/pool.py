@@ -13,6 +13,8 @@ from .content import Content, contents, distance_field
 from .render import SIZE, paint
 from .style import Style, sample_style
 
+POOL_FOLDER = Path(".runs/pool")  # where rendered pools are kept, from the repository's root
+
 _CHUNK = 64  # styles a worker renders before it reports
 
 

@@ -1,1 +1,4 @@
-"""Training: `python -m i2l_core.train STAGE` from the repository's root."""
+"""Training a predictor for any base model: `python -m i2l_core train CONFIG` (docs/training.md).
+
+`demo_stages/` trains the demo world's own networks.
+"""

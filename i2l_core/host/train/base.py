@@ -25,10 +25,9 @@ from ...errors import I2LError
 from ...grouped_lora import RowProducts, from_pairs
 from ...lora import Target
 from ...predictors.query.network import LayerSpec
-from ...train.tool.base import Layers
-from ...train.tool.blocks import checkpoint_blocks, copy_norm_inputs
-from ...train.tool.config import BaseTable
-from ...train.tool.pictures import Texts
+from ...train.base import Layers, Texts
+from ...train.checkpointing import checkpoint_blocks, copy_norm_inputs
+from ...train.config import BaseTable
 from ..live.hooks import Acting, Hooks
 from .coder import HostCoder
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...errors import I2LError
-from ...train.tool.config import PIXEL_SPACE, BaseTable
-from ...train.tool.pictures import Texts
+from ...train.base import Texts
+from ...train.config import PIXEL_SPACE, BaseTable
 
 _TOKENISERS = {"hidream_o1": comfy.supported_models.HiDreamO1}  # text encoders without weights
 

@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ...checks import listed
-from ...encoders import VisionEncoder
-from ...errors import I2LError
-from ...predictors.query.network import QueryPredictor
-from ..average import Average
-from ..journal import Journal
-from ..optimiser import Optimiser
-from ..run import Plan
+from ..checks import listed
+from ..encoders import VisionEncoder
+from ..errors import I2LError
+from ..predictors.query.network import QueryPredictor
 from .base import Base, Coder
 from .checkpoints import Checkpoints
 from .config import OptimiserTable, RunTable, TrainConfig
-from .feed import Batch, Deal, MicroBatches, Raw, read, to_device
-from .material import Material
+from .data.batches import Batch, Deal, MicroBatches, Raw, read, to_device
+from .data.data_set import Styles
+from .data.latents import Material
+from .data.pairing import Pair, draw
+from .ema import Average
+from .log import Journal
 from .objective import Objective
-from .pairing import Pair, draw
-from .pictures import Styles
+from .optimiser import Optimiser
+from .plan import Plan
 from .sheet import draw_sheet
 
 _MEASURED = 4  # batches of unseen styles, always the same ones

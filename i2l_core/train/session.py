@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from ...checks import listed
-from ...demo.files import WEIGHTS
-from ...errors import I2LError
-from .base import Base, Coder, TinyWorld
+from ..checks import listed
+from ..errors import I2LError
+from .base import Base, Coder
 from .checkpoints import Checkpoints
 from .config import (
     FOLDER,
@@ -27,14 +25,14 @@ from .config import (
     TrainConfig,
     fingerprint,
 )
+from .data.cache import Store
+from .data.data_set import DataSet, data_fingerprint, split_styles
+from .data.folder import open_folder
+from .data.latents import Material
+from .data.shards import open_shards
+from .demo_data import open_generated
 from .encoder import load_encoder
-from .folder import open_folder
-from .generated import open_generated
-from .material import Material
-from .network import export, new_predictor, query_config
-from .pictures import DataSet, data_fingerprint, split_styles
-from .shards import open_shards
-from .store import Store
+from .predictor import export, new_predictor, query_config
 from .training import Training
 
 PREDICTOR = "predictor.safetensors"
@@ -48,23 +46,6 @@ class Opener(Protocol):
     def base(
         self, table: BaseTable, device: torch.device, split_fused: bool
     ) -> contextlib.AbstractContextManager[Base]: ...
-
-
-class TinyOpener:
-    """The tiny world needs nobody's help, and is its own coder."""
-
-    def __init__(self) -> None:
-        self._made: TinyWorld | None = None
-
-    def coder(self, table: BaseTable, device: torch.device) -> TinyWorld:
-        if self._made is None:
-            folder = Path(table.weights) if table.weights else WEIGHTS
-            self._made = TinyWorld(folder, device, table.checkpointing, table.compile)
-        return self._made
-
-    @contextlib.contextmanager
-    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[TinyWorld]:
-        yield self.coder(table, device)
 
 
 def train(config: TrainConfig, opener: Opener, accelerator: Any, only_prepare: bool = False) -> Path | None:

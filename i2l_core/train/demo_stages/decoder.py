@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..demo.autoencoder import PATCH, PatchBasis, build_decoder
+from ...demo.autoencoder import PATCH, PatchBasis, build_decoder
+from ..plan import Plan
 from .data import test_pool, train_pool
-from .run import Plan, Run
+from .run import Run
 
 _CROP = 8  # latent cells a side
 _NOISE = 0.08  # standard deviation on latents of unit variance

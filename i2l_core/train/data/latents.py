@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...errors import I2LError
-from .base import Coder
-from .pictures import DataSet, Texts, cover
-from .store import LATENTS, TEXTS, Store
+from ..base import Coder, Texts
+from .cache import LATENTS, TEXTS, Store
+from .data_set import DataSet, cover
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 

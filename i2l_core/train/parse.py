@@ -14,8 +14,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...checks import listed, shown
-from ...errors import I2LError
+from ..checks import listed, shown
+from ..errors import I2LError
 
 T = TypeVar("T")
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..demo.autoencoder import PatchBasis
-from ..demo.content import Content
-from ..demo.pool import Pool, PoolConfig, open_pool
-from ..demo.prompts import content_prompt, style_prompt, tokenise
-from ..demo.style import Style
+from ...demo.autoencoder import PatchBasis
+from ...demo.content import Content
+from ...demo.pool import POOL_FOLDER, Pool, PoolConfig, open_pool
+from ...demo.prompts import content_prompt, style_prompt, tokenise
+from ...demo.style import Style
 
-POOL_FOLDER = Path(".runs/pool")
 TRAIN_POOL = PoolConfig(styles=6000, per_style=8, seed=1, held_out=False)
 # The judge is an instrument, not a contestant: it must read every content and style there is. Trained on one side of
 # the split it never names a subject in a place where it has not met it.

@@ -1,79 +1,27 @@
-"""What training needs of a frozen base model, and the tiny world's own backbone as one.
-
-Everything is in the host's terms (train/flow.py): x = (1 - sigma) latent + sigma noise, the model gives noise - latent.
-"""
+"""The demo world's backbone and text encoder as a base model to train through, without ComfyUI."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...checks import listed
-from ...demo import files
-from ...demo.autoencoder import PATCH
-from ...demo.backbone import Backbone, BackboneConfig
-from ...demo.prompts import TOKENS, tokenise, unknown_words, words_of
-from ...demo.sampler import shifted
-from ...errors import I2LError
-from ...lora import Target
-from ...predictors.query.network import LayerSpec
-from .blocks import checkpoint_blocks
-from .pictures import Texts
-
-Layers = Mapping[Target, tuple[Tensor, Tensor]]
-"""Target -> (down (S, k, d_in), up (S, d_out, k)): the LoRAs of S equal groups of consecutive rows."""
-
-
-class Coder(Protocol):
-    """What turns pictures and prompts into what the base model takes. Frozen, and used without gradients."""
-
-    def check_prompt(self, prompt: str, name: str) -> None:
-        """Raise I2LError naming the picture when the model cannot read a prompt of the data set."""
-        ...
-
-    def texts(self, prompts: Sequence[str]) -> list[Texts]: ...
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """(B, H, W, 3) floats 0..1 -> latents (B, C, h, w), as the host's VAE Encode gives them."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """The way back, values within 0..1."""
-        ...
-
-    def release(self) -> None:
-        """Free what only `texts` and `encode` need."""
-        ...
-
-
-class Base(Protocol):
-    """A frozen, differentiable diffusion model on one device."""
-
-    id: str  # as predictor files name it
-    layers: tuple[LayerSpec, ...]  # every layer that can be adapted
-    noise_scale: float  # standard deviation of pure noise
-
-    def sigmas(self, u: Tensor) -> Tensor:
-        """Uniform 0..1 (N,) -> noise levels (N,), by the model's own time shift."""
-        ...
-
-    def process_in(self, latents: Tensor) -> Tensor:
-        """Latents of the VAE -> latents of the model."""
-        ...
-
-    def process_out(self, latents: Tensor) -> Tensor: ...
-
-    def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
-        """Noise - latent, (B, C, h, w) float32, as the model with those LoRAs sees it; differentiable in them.
-
-        `x`: (B, C, h, w), `sigma`: (B,), `texts`: B of them, `layers`: B a multiple of S.
-        """
-        ...
+from ..checks import listed
+from ..demo import files
+from ..demo.autoencoder import PATCH
+from ..demo.backbone import Backbone, BackboneConfig
+from ..demo.files import WEIGHTS
+from ..demo.prompts import TOKENS, tokenise, unknown_words, words_of
+from ..demo.sampler import shifted
+from ..errors import I2LError
+from ..predictors.query.network import LayerSpec
+from .base import Layers, Texts
+from .checkpointing import checkpoint_blocks
+from .config import BaseTable
 
 
 class TinyWorld:
@@ -161,3 +109,20 @@ def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
     impulses = torch.cat([torch.zeros(1, count), torch.eye(count)]).view(-1, 3, PATCH, PATCH)
     bias, found = encoder(impulses).flatten(1).split([1, count])
     return (found - bias).T.reshape(-1, 3, PATCH, PATCH).contiguous(), bias[0]
+
+
+class TinyOpener:
+    """The tiny world needs nobody's help, and is its own coder."""
+
+    def __init__(self) -> None:
+        self._made: TinyWorld | None = None
+
+    def coder(self, table: BaseTable, device: torch.device) -> TinyWorld:
+        if self._made is None:
+            folder = Path(table.weights) if table.weights else WEIGHTS
+            self._made = TinyWorld(folder, device, table.checkpointing, table.compile)
+        return self._made
+
+    @contextlib.contextmanager
+    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[TinyWorld]:
+        yield self.coder(table, device)

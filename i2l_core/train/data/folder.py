@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ...checks import check_entries, shown
 from ...errors import I2LError
-from .pictures import Picture, Texts, open_rgb
+from ..base import Texts
+from .data_set import Picture, open_rgb
 
 REQUIRED, OPTIONAL = ("style", "image", "prompt"), ("content", "latent", "text")
 LATENT = "latent"  # the tensor in a file of a latent

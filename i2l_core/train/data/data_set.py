@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from ...checks import listed
 from ...errors import I2LError
-
-Texts = Mapping[str, Tensor]  # what a base model takes for one prompt, by the host's names
+from ..base import Texts
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checks import listed
-from ...encoders import VisionEncoder
-from ...errors import I2LError
-from ...predictors.query.file import load_predictor, save_predictor
-from ...predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
+from ..checks import listed
+from ..encoders import VisionEncoder
+from ..errors import I2LError
+from ..predictors.query.file import load_predictor, save_predictor
+from ..predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
 from .config import PredictorTable
 
 

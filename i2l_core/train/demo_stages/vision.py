@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..demo.content import PARTS
-from ..demo.judge import Judge
-from ..demo.pool import Pool
-from ..demo.style import TECHNIQUES
-from ..encoders import SQUARE, EncoderConfig, VisionEncoder
+from ...demo.content import PARTS
+from ...demo.judge import Judge
+from ...demo.pool import Pool
+from ...demo.style import TECHNIQUES
+from ...encoders import SQUARE, EncoderConfig, VisionEncoder
+from ..plan import Plan
 from .data import judge_pool, test_pool, train_pool
-from .run import Plan, Run
+from .run import Run
 
 ENCODER = EncoderConfig(
     kind=SQUARE,

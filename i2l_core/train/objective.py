@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...encoders import VisionEncoder
-from ...predictors.query.network import QueryPredictor
+from ..encoders import VisionEncoder
+from ..predictors.query.network import QueryPredictor
 from .base import Base, Layers
-from .feed import Batch
+from .data.batches import Batch
 
 References = Sequence[Sequence[Tensor]]
 

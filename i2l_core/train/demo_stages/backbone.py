@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..demo.autoencoder import PatchBasis, fit_basis
-from ..demo.backbone import Backbone, BackboneConfig
-from ..demo.text import TextEncoder
+from ...demo.autoencoder import PatchBasis, fit_basis
+from ...demo.backbone import Backbone, BackboneConfig
+from ...demo.text import TextEncoder
+from ..flow import draw_sigmas, noisy, velocity
+from ..plan import Plan
 from .data import draw_prompt, latents_of, token_ids, train_pool
-from .flow import draw_sigmas, noisy, velocity
-from .run import Plan, Run
+from .run import Run
 
 _TAP = 3  # the layer whose tokens the head reads
 _CELLS = 8  # mask cells a side of a token (of 2x2 pixels)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import PairingTable
-from .pictures import Styles
+from ..config import PairingTable
+from .data_set import Styles
 
 _DRAW = 0  # streams of randomness of a step
 _NOISE = 1

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,36 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .average import Average
-from .journal import Journal
-from .optimiser import Optimiser
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast a stage trains."""
-
-    steps: int  # optimiser updates
-    batch: int  # samples an update
-    lr: float
-    seed: int
-    warmup: int = 100  # steps of linear rise
-    decay: float = 0.35  # last share of the steps, linear fall to zero
-    weight_decay: float = 0.01
-    average: float = 0.998  # of the exponential moving average of the weights that is kept
-    save_every: int = 200
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.save_every) < 1 or not 0 <= self.decay <= 1 or self.lr <= 0:
-            raise ValueError(
-                f"a plan needs positive steps, batch, save_every, lr and a decay in 0..1: {self}"
-            )
-
-    def factor(self, step: int) -> float:
-        """Learning-rate factor of a step, 0..1."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
-        fall = (self.steps - step) / max(self.steps * self.decay, 1)
-        return min(rise, fall, 1.0)
+from ..ema import Average
+from ..log import Journal
+from ..optimiser import Optimiser
+from ..plan import Plan
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""`python -m i2l_core.train STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
+"""`python -m i2l_core.train.demo_stages STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
 
 Stages in order: pool, vision, judge, backbone, decoder. Each resumes from `.runs/STAGE`, writes its losses to
 `.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights` (vision: into its run's
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from ..demo import files
-from ..demo.backbone import BackboneConfig
+from ...demo import files
+from ...demo.backbone import BackboneConfig
+from ..encoder import save_encoder
+from ..plan import Plan
 from . import backbone, data, decoder, vision
-from .run import Plan
-from .tool.encoder import save_encoder
 
 RUNS = Path(".runs")
 
@@ -54,7 +54,7 @@ PRESETS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m i2l_core.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m i2l_core.train.demo_stages", description=__doc__)
     parser.add_argument("stage", choices=["pool", *PRESETS["cpu"].plans])
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument(

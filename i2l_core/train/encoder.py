@@ -10,10 +10,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ...checks import listed
-from ...encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
-from ...errors import I2LError
-from ...predictors.query.file import load_predictor
+from ..checks import listed
+from ..encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
+from ..errors import I2LError
+from ..predictors.query.file import load_predictor
 from .config import ENCODER_WEIGHTS, EncoderTable
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")

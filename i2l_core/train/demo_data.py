@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from ...demo.pool import Pool, PoolConfig, open_pool
-from ...demo.prompts import content_prompt
-from ..data import POOL_FOLDER
+from ..demo.pool import POOL_FOLDER, Pool, PoolConfig, open_pool
+from ..demo.prompts import content_prompt
+from .base import Texts
 from .config import DataTable
-from .pictures import Picture, Texts
+from .data.data_set import Picture
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...errors import I2LError
 from ...references import GRAY
+from ..base import Base, Coder, Texts
+from ..config import PairingTable
 from ..flow import noisy, velocity
-from .base import Base, Coder
-from .config import PairingTable
-from .material import Material, as_tensor
+from .data_set import Styles
+from .latents import Material, as_tensor
 from .pairing import Pair, draw
-from .pictures import Styles, Texts
 
 _GRAY_SIDE = 64  # pixels; any square of one colour gives the same tokens
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checks import listed
-from ...demo.files import BACKBONE, WEIGHTS
-from ...errors import I2LError
-from ..run import Plan
+from ..checks import listed
+from ..demo.files import BACKBONE, WEIGHTS
+from ..errors import I2LError
 from .parse import build, read_table
+from .plan import Plan
 
 TINY_WORLD, HOST = "tiny-world", "host"
 GENERATOR, FOLDER, SHARDS = "tiny-world", "folder", "shards"

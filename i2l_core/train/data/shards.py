@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ...checks import listed
 from ...errors import I2LError
+from ..base import Texts
+from .data_set import Picture, open_rgb
 from .folder import picture_of, read_latent, read_row, read_tensors
-from .pictures import Picture, Texts, open_rgb
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _LATENT, _TEXT = "latent.safetensors", "text.safetensors"

@@ -10,9 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .base import Base, Coder, Layers
+from .base import Base, Coder, Layers, Texts
 from .config import RunTable
-from .pictures import Texts
 
 _CELL, _GAP, _TEXT = 192, 8, 18  # pixels: longest side of a picture, between pictures, of a line of text
 _MOST_REFERENCES = 4

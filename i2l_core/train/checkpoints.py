@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...checks import check_entries, listed
-from ...errors import I2LError
+from ..checks import check_entries, listed
+from ..errors import I2LError
 from .config import differences
 
 FORMAT, VERSION = "i2l-training", 1
