@@ -228,7 +228,7 @@ def test_transformers_is_not_imported_before_it_is_needed():
     root = Path(__file__).resolve().parent.parent
     code = (
         "import sys, types; m = types.ModuleType('i2l'); m.__path__ = [sys.argv[1]]; sys.modules['i2l'] = m\n"
-        "import i2l.i2l_core.encoders, i2l.i2l_core.predictors.query.network.file\n"
+        "import i2l.i2l_core.encoders, i2l.i2l_core.predictors.query.file\n"
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(root)], check=True, timeout=60)
