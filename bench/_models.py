@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from i2l_core.base_models import LAYOUTS
+from i2l_core.base_models import ARCHITECTURES
 from i2l_core.demo.backbone import BackboneConfig
 from i2l_core.lora import LoRA, LowRank
 from i2l_core.predictors.query.network import LayerSpec
@@ -98,11 +98,11 @@ def build(size: Size, dtype: torch.dtype) -> Any:
 
 
 def random_lora(model: Any, rank: int, seed: int) -> LoRA:
-    """A LoRA on every layer of the model's layout, q, k and v on their own rows."""
+    """A LoRA on every layer of the model's architecture, q, k and v on their own rows."""
     from i2l_core.host.patch import weights_of
 
     weights = weights_of(model)
-    layout = next(layout for layout in LAYOUTS if layout.matches(weights))
+    architecture = next(architecture for architecture in ARCHITECTURES if architecture.matches(weights))
     gen = torch.Generator().manual_seed(seed)
     return LoRA(
         {
@@ -110,6 +110,6 @@ def random_lora(model: Any, rank: int, seed: int) -> LoRA:
                 torch.randn(rank, slot.d_in, generator=gen) / slot.d_in**0.5,
                 torch.randn(slot.d_out, rank, generator=gen) * 0.01,
             )
-            for slot in layout.slots(weights)
+            for slot in architecture.adapted_layers(weights)
         }
     )

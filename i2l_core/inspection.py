@@ -158,8 +158,10 @@ def _lora(header: _Header) -> Found | None:
     ups = {name: parts.get(("up", name), ()) for name in downs}
     if not downs or any(len(shape) != 2 for shape in ups.values()):
         return None
-    layouts, model = recognise_lora({name: (ups[name][0], downs[name][1]) for name in downs})
-    made_for = _title(model.id) if model else " or ".join(f"a model of the {one.title}" for one in layouts)
+    architectures, model = recognise_lora({name: (ups[name][0], downs[name][1]) for name in downs})
+    made_for = (
+        _title(model.id) if model else " or ".join(f"a model of the {one.title}" for one in architectures)
+    )
     ranks = sorted({shape[0] for shape in downs.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     advice = "put it into models/loras; any LoRA loader applies it"

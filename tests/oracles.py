@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from i2l.i2l_core.base_models import LAYOUTS, Layout, Slot
+from i2l.i2l_core.base_models import ARCHITECTURES, AdaptedLayer, Architecture
 from i2l.i2l_core.lora import LoRA, LowRank
 from i2l.i2l_core.lora_files.file import from_state_dict
 from i2l.i2l_core.lora_files.names import find, keys_of
@@ -89,13 +89,13 @@ class Answers:
 
     def known(self) -> dict[str, LowRank]:
         """The LoRA without layers that the host does not have."""
-        layout, _ = layout_of(self.pair.patcher)
-        return {name: layer for name, layer in self.layers.items() if not is_absent(layout, name)}
+        architecture, _ = architecture_named(self.pair.patcher)
+        return {name: layer for name, layer in self.layers.items() if not is_absent(architecture, name)}
 
     def places(self) -> set[str]:
         """The names of all layers that our tables find in the host's network."""
-        layout, weights = layout_of(self.pair.patcher)
-        return {slot.name for slot in layout.slots(weights)}
+        architecture, weights = architecture_named(self.pair.patcher)
+        return {slot.name for slot in architecture.adapted_layers(weights)}
 
     def plain_error(self) -> float:
         """How far the host's output is from theirs, as a share of theirs."""
@@ -118,11 +118,11 @@ def flux2_ids(height: int, width: int, words: int) -> tuple[Tensor, Tensor]:
     return picture, torch.stack([torch.arange(words) * (axis == 3) for axis in range(4)], -1)
 
 
-def layout_of(patcher) -> tuple[Layout, dict[str, tuple[int, ...]]]:
+def architecture_named(patcher) -> tuple[Architecture, dict[str, tuple[int, ...]]]:
     from i2l.i2l_core.host.patch import weights_of
 
     weights = weights_of(patcher)
-    return next(layout for layout in LAYOUTS if layout.matches(weights)), weights
+    return next(architecture for architecture in ARCHITECTURES if architecture.matches(weights)), weights
 
 
 def linears(network: nn.Module) -> dict[str, tuple[int, int]]:
@@ -150,11 +150,11 @@ def take_weights(patcher, theirs: nn.Module, renames: Mapping[str, str]) -> None
 
     Every parameter of both is used, once; but for those of theirs that `renames` leaves without a name.
     """
-    layout, weights = layout_of(patcher)
+    architecture, weights = architecture_named(patcher)
     left = dict(theirs.state_dict())
     found: dict[str, Tensor] = {}
-    by_weight: dict[str, list[Slot]] = {}
-    for slot in sorted(layout.slots(weights), key=lambda slot: slot.target):
+    by_weight: dict[str, list[AdaptedLayer]] = {}
+    for slot in sorted(architecture.adapted_layers(weights), key=lambda slot: slot.target):
         by_weight.setdefault(slot.target.weight, []).append(slot)
     for weight, slots in by_weight.items():
         for kind in ("weight", "bias"):
@@ -172,7 +172,7 @@ def take_weights(patcher, theirs: nn.Module, renames: Mapping[str, str]) -> None
     patcher.model.diffusion_model.load_state_dict(found, strict=False)  # it may have buffers
 
 
-def _host_order(slot: Slot, tensor: Tensor) -> Tensor:
+def _host_order(slot: AdaptedLayer, tensor: Tensor) -> Tensor:
     return torch.cat(tensor.chunk(2)[::-1]) if slot.swapped else tensor
 
 
@@ -190,17 +190,17 @@ def random_layers(sizes: Mapping[str, tuple[int, int]], rank: int = 4, seed: int
 
 def ours(patcher, layers: Mapping[str, LowRank]) -> LoRA:
     """The same LoRA at the host's weights, as it is read under their names."""
-    layout, _ = layout_of(patcher)
+    architecture, _ = architecture_named(patcher)
     tensors = {}
     for name, layer in layers.items():
         down, up, _ = keys_of("DiffSynth", name)
         tensors |= {down: layer.down, up: layer.up}
-    return from_state_dict(tensors, layout=layout)
+    return from_state_dict(tensors, architecture=architecture)
 
 
-def is_absent(layout: Layout, name: str) -> bool:
+def is_absent(architecture: Architecture, name: str) -> bool:
     """Whether only the reference has a layer of this name, not the host."""
-    place = find(layout, name)
+    place = find(architecture, name)
     return place is not None and place.absent
 
 

@@ -24,10 +24,10 @@ PAIRS = [
 
 
 @pytest.fixture(params=[model.id for model in MODELS])
-def slots(request: pytest.FixtureRequest):
+def adapted_layers(request: pytest.FixtureRequest):
     model = find_model(request.param)
     assert model is not None
-    return model, model.layout.slots(model.weights())
+    return model, model.architecture.adapted_layers(model.weights())
 
 
 def layer(d_out: int, d_in: int, k: int = 1) -> LowRank:
@@ -41,7 +41,7 @@ def test_every_name_of_every_model_lands_where_the_table_says(slots):
         spellings = [f"{prefix}{slot.name}" for prefix in ("", "transformer.", "diffusion_model.")]
         spellings += [f"base_model.model.{slot.name}", f"lora_unet_{slot.name.replace('.', '_')}"]
         for name in spellings:
-            place = find(model.layout, name)
+            place = find(model.architecture, name)
             assert place is not None, name
             target, read = place.read(small)
             part = 0 if slot.target.rows is None else slot.target.rows[0] // slot.target.rows[1]
@@ -53,7 +53,7 @@ def test_every_name_of_every_model_lands_where_the_table_says(slots):
         ]
         own.append(f"lycoris_{slot.target.weight.replace('.', '_')}")
         for name in own:
-            place = find(model.layout, name)
+            place = find(model.architecture, name)
             assert place is not None, name
             assert place.read(small)[0] == Target(slot.target.weight), name
             assert torch.equal(place.read(small)[1].up, small.up)
@@ -70,7 +70,7 @@ def test_names_stay_apart_in_kohyas_spelling(slots):
 
 
 def test_layers_that_only_the_reference_has_are_known_by_name():
-    layout = find_model("hidream-o1").layout  # type: ignore[union-attr]
+    architecture = find_model("hidream-o1").architecture  # type: ignore[union-attr]
     mergers = [f"model.visual.deepstack_merger_list.{i}.linear_fc{k}" for i in range(3) for k in (1, 2)]
     for name in [
         *mergers,
@@ -78,12 +78,12 @@ def test_layers_that_only_the_reference_has_are_known_by_name():
         f"transformer.{mergers[0]}",
         f"lora_unet_{mergers[0].replace('.', '_')}",
     ]:
-        place = find(layout, name)
+        place = find(architecture, name)
         assert place is not None
         assert place.absent
     for name in ("lm_head.x", "lm_headx", mergers[0].replace(".0.", ".{}.")):
-        assert find(layout, name) is None
-    merger = find(layout, "model.visual.merger.linear_fc1")
+        assert find(architecture, name) is None
+    merger = find(architecture, "model.visual.merger.linear_fc1")
     assert merger is not None
     assert not merger.absent
 
@@ -91,9 +91,9 @@ def test_layers_that_only_the_reference_has_are_known_by_name():
 def test_base_models_are_told_by_names_and_sizes(slots):
     model, found = slots
     names = {slot.name: (slot.d_out, slot.d_in) for slot in found}
-    assert recognise_lora(names) == ((model.layout,), model)
+    assert recognise_lora(names) == ((model.architecture,), model)
     host_names = {slot.target.weight: (slot.d_out, slot.d_in) for slot in found if slot.target.rows is None}
-    assert recognise_lora(host_names) == ((model.layout,), model)
+    assert recognise_lora(host_names) == ((model.architecture,), model)
 
 
 def test_what_fits_two_kinds_of_models_must_be_chosen():

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from i2l.i2l_core.base_models import LAYOUTS
+from i2l.i2l_core.base_models import ARCHITECTURES
 from i2l.i2l_core.base_models.places import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, place_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
@@ -64,11 +64,11 @@ def test_places_of_weights(weight, section, index, stream, kind):
 
 
 def test_every_layer_of_the_known_models_inside_a_block_has_a_kind():
-    for layout in LAYOUTS:
-        for line in layout.lines:
-            place, same = place_of(line.weight.replace("{}", "3")), place_of(line.name.replace("{}", "3"))
-            assert (place.kind == OTHER) <= (not place.blocks), line.weight
-            assert (place.kind, place.stream) == (same.kind, same.stream), line.name
+    for architecture in ARCHITECTURES:
+        for rule in architecture.rules:
+            place, same = place_of(rule.weight.replace("{}", "3")), place_of(rule.name.replace("{}", "3"))
+            assert (place.kind == OTHER) <= (not place.blocks), rule.weight
+            assert (place.kind, place.stream) == (same.kind, same.stream), rule.name
 
 
 def test_energies_and_products_add_up():

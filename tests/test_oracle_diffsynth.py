@@ -194,7 +194,7 @@ def test_every_linear_is_known_by_name_and_size(module, cls, sizes, id):
     base = find_model(id)
     assert base is not None
     assert len(theirs) == COUNTS[id]
-    slots = base.layout.slots(base.weights())
-    expected = {name: size for name, size in theirs.items() if not is_absent(base.layout, name)}
+    slots = base.architecture.adapted_layers(base.weights())
+    expected = {name: size for name, size in theirs.items() if not is_absent(base.architecture, name)}
     assert {slot.name: (slot.d_out, slot.d_in) for slot in slots} == expected
     assert len(theirs) - len(expected) == (7 if id == "hidream-o1" else 0)

@@ -169,5 +169,5 @@ def test_every_linear_is_known_by_name_and_size(cls, sizes, id):
         theirs = linears(getattr(diffusers, cls)(**sizes))
     base = find_model(id)
     assert base is not None
-    slots = base.layout.slots(base.weights())
+    slots = base.architecture.adapted_layers(base.weights())
     assert {slot.name: (slot.d_out, slot.d_in) for slot in slots} == theirs

@@ -12,8 +12,8 @@ import torch
 from oracles import (
     LIMIT,
     Pair,
+    architecture_named,
     is_absent,
-    layout_of,
     linears,
     merged_output,
     ours,
@@ -38,8 +38,8 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
     """With the same random weights in both libraries, and a LoRA of ranks that differ, on all that the host has."""
     randomise(pair.theirs)
     take_weights(pair.patcher, pair.theirs, pair.renames)
-    layout, _ = layout_of(pair.patcher)
-    sizes = {name: size for name, size in linears(pair.theirs).items() if not is_absent(layout, name)}
+    architecture, _ = architecture_named(pair.patcher)
+    sizes = {name: size for name, size in linears(pair.theirs).items() if not is_absent(architecture, name)}
     layers: dict[str, LowRank] = {}
     for rank in (1, 2, 3):
         part = dict(list(sizes.items())[rank - 1 :: 3])
@@ -48,7 +48,7 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
 
 
 def written(pair: Pair, lora: LoRA, style: Any, folder: Path) -> Path:
-    _, weights = layout_of(pair.patcher)
+    _, weights = architecture_named(pair.patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
     return save(fuse_rows(lora, widths), folder / "style.safetensors", style=style)
 

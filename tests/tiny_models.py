@@ -155,8 +155,8 @@ def quantised(kind: str):
 
     tensors = dict(build("flux2").model.diffusion_model.state_dict())
     for key in [key for key in tensors if "blocks" in key and tensors[key].ndim == 2]:
-        layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
-        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors.pop(key), layout, scale="recalculate")
+        storage = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors.pop(key), storage, scale="recalculate")
         tensors.update(weight.state_dict(key))
         note = json.dumps({"format": kind}).encode()
         tensors[key.replace(".weight", ".comfy_quant")] = torch.tensor(list(note), dtype=torch.uint8)
@@ -166,7 +166,7 @@ def quantised(kind: str):
 
 
 def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: float = 0.02) -> LoRA:
-    """A random LoRA on every adapted Linear, q, k and v each on their own rows where the layout has them."""
+    """A random LoRA on every adapted Linear, q, k and v each on their own rows where the architecture has them."""
     gen = torch.Generator().manual_seed(seed)
     layers = {
         target: LowRank(
@@ -179,12 +179,12 @@ def lora_for(patcher, seed: int = 0, rank: int = 3, base_model: str = "", size: 
 
 
 def _slots(patcher) -> list[tuple[Target, int, int]]:
-    from i2l.i2l_core.base_models import LAYOUTS
+    from i2l.i2l_core.base_models import ARCHITECTURES
     from i2l.i2l_core.host.patch import weights_of
 
     weights = weights_of(patcher)
-    layout = next(layout for layout in LAYOUTS if layout.matches(weights))
-    return [(slot.target, slot.d_in, slot.d_out) for slot in layout.slots(weights)]
+    architecture = next(architecture for architecture in ARCHITECTURES if architecture.matches(weights))
+    return [(slot.target, slot.d_in, slot.d_out) for slot in architecture.adapted_layers(weights)]
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, limit: float) -> None:

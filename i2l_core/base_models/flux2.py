@@ -7,50 +7,66 @@ of them under diffusers' names: the modulation and time layers.
 
 from __future__ import annotations
 
-from .table import Layout, Line
+from .table import Architecture, LayerRule
 
 _SQUARE = ("hidden", "hidden")
 _MLP_IN, _MLP_OUT = ("6*hidden", "hidden"), ("hidden", "3*hidden")  # in: the gate and what it gates
 _MODULATION = ("6*hidden", "hidden")  # shift, scale and gate, twice
 
-FLUX2 = Layout(
+FLUX2 = Architecture(
     title="FLUX.2 class",
-    lines=(
-        Line("transformer_blocks.{}.attn.to_q", "double_blocks.{}.img_attn.qkv", (0, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.to_k", "double_blocks.{}.img_attn.qkv", (1, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.to_v", "double_blocks.{}.img_attn.qkv", (2, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.add_q_proj", "double_blocks.{}.txt_attn.qkv", (0, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.add_k_proj", "double_blocks.{}.txt_attn.qkv", (1, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.add_v_proj", "double_blocks.{}.txt_attn.qkv", (2, 3), size=_SQUARE),
-        Line("transformer_blocks.{}.attn.to_out.0", "double_blocks.{}.img_attn.proj", size=_SQUARE),
-        Line("transformer_blocks.{}.attn.to_add_out", "double_blocks.{}.txt_attn.proj", size=_SQUARE),
-        Line("transformer_blocks.{}.ff.linear_in", "double_blocks.{}.img_mlp.0", size=_MLP_IN),
-        Line("transformer_blocks.{}.ff.linear_out", "double_blocks.{}.img_mlp.2", size=_MLP_OUT),
-        Line("transformer_blocks.{}.ff_context.linear_in", "double_blocks.{}.txt_mlp.0", size=_MLP_IN),
-        Line("transformer_blocks.{}.ff_context.linear_out", "double_blocks.{}.txt_mlp.2", size=_MLP_OUT),
+    rules=(
+        LayerRule("transformer_blocks.{}.attn.to_q", "double_blocks.{}.img_attn.qkv", (0, 3), size=_SQUARE),
+        LayerRule("transformer_blocks.{}.attn.to_k", "double_blocks.{}.img_attn.qkv", (1, 3), size=_SQUARE),
+        LayerRule("transformer_blocks.{}.attn.to_v", "double_blocks.{}.img_attn.qkv", (2, 3), size=_SQUARE),
+        LayerRule(
+            "transformer_blocks.{}.attn.add_q_proj", "double_blocks.{}.txt_attn.qkv", (0, 3), size=_SQUARE
+        ),
+        LayerRule(
+            "transformer_blocks.{}.attn.add_k_proj", "double_blocks.{}.txt_attn.qkv", (1, 3), size=_SQUARE
+        ),
+        LayerRule(
+            "transformer_blocks.{}.attn.add_v_proj", "double_blocks.{}.txt_attn.qkv", (2, 3), size=_SQUARE
+        ),
+        LayerRule("transformer_blocks.{}.attn.to_out.0", "double_blocks.{}.img_attn.proj", size=_SQUARE),
+        LayerRule("transformer_blocks.{}.attn.to_add_out", "double_blocks.{}.txt_attn.proj", size=_SQUARE),
+        LayerRule("transformer_blocks.{}.ff.linear_in", "double_blocks.{}.img_mlp.0", size=_MLP_IN),
+        LayerRule("transformer_blocks.{}.ff.linear_out", "double_blocks.{}.img_mlp.2", size=_MLP_OUT),
+        LayerRule("transformer_blocks.{}.ff_context.linear_in", "double_blocks.{}.txt_mlp.0", size=_MLP_IN),
+        LayerRule("transformer_blocks.{}.ff_context.linear_out", "double_blocks.{}.txt_mlp.2", size=_MLP_OUT),
         # q, k, v and the MLP input, in the same order on both sides
-        Line(
+        LayerRule(
             "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
             "single_blocks.{}.linear1",
             size=("9*hidden", "hidden"),
         ),
-        Line(
+        LayerRule(
             "single_transformer_blocks.{}.attn.to_out",
             "single_blocks.{}.linear2",
             size=("hidden", "4*hidden"),
         ),
-        Line("x_embedder", "img_in", size=("hidden", 128)),
-        Line("context_embedder", "txt_in", size=("hidden", "text")),
-        Line("proj_out", "final_layer.linear", size=(128, "hidden")),
+        LayerRule("x_embedder", "img_in", size=("hidden", 128)),
+        LayerRule("context_embedder", "txt_in", size=("hidden", "text")),
+        LayerRule("proj_out", "final_layer.linear", size=(128, "hidden")),
         # scale, shift there; shift, scale here
-        Line("norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True, size=("2*hidden", "hidden")),
-        Line("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer", size=("hidden", 256)),
-        Line("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer", size=_SQUARE),
-        Line("time_guidance_embed.guidance_embedder.linear_1", "guidance_in.in_layer", size=("hidden", 256)),
-        Line("time_guidance_embed.guidance_embedder.linear_2", "guidance_in.out_layer", size=_SQUARE),
-        Line("double_stream_modulation_img.linear", "double_stream_modulation_img.lin", size=_MODULATION),
-        Line("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin", size=_MODULATION),
-        Line("single_stream_modulation.linear", "single_stream_modulation.lin", size=("3*hidden", "hidden")),
+        LayerRule(
+            "norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True, size=("2*hidden", "hidden")
+        ),
+        LayerRule("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer", size=("hidden", 256)),
+        LayerRule("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer", size=_SQUARE),
+        LayerRule(
+            "time_guidance_embed.guidance_embedder.linear_1", "guidance_in.in_layer", size=("hidden", 256)
+        ),
+        LayerRule("time_guidance_embed.guidance_embedder.linear_2", "guidance_in.out_layer", size=_SQUARE),
+        LayerRule(
+            "double_stream_modulation_img.linear", "double_stream_modulation_img.lin", size=_MODULATION
+        ),
+        LayerRule(
+            "double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin", size=_MODULATION
+        ),
+        LayerRule(
+            "single_stream_modulation.linear", "single_stream_modulation.lin", size=("3*hidden", "hidden")
+        ),
     ),
     signature=("img_in", "txt_in", "double_stream_modulation_img.lin", "single_blocks.0.linear1"),
     sizes={

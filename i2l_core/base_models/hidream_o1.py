@@ -7,7 +7,7 @@ used. ComfyUI 0.30's own LoRA loader finds none of them under the original names
 
 from __future__ import annotations
 
-from .table import Layout, Line
+from .table import Architecture, LayerRule
 
 _LAYERS = {  # the host's name: (d_out, d_in)
     "language_model.layers.{}.self_attn.q_proj": ("query", "hidden"),
@@ -30,9 +30,9 @@ _LAYERS = {  # the host's name: (d_out, d_in)
     "final_layer2.linear": (3072, "hidden"),
 }
 
-HIDREAM_O1 = Layout(
+HIDREAM_O1 = Architecture(
     title="HiDream-O1 class",
-    lines=tuple(Line(f"model.{name}", name, size=size) for name, size in _LAYERS.items()),
+    rules=tuple(LayerRule(f"model.{name}", name, size=size) for name, size in _LAYERS.items()),
     signature=(
         "x_embedder.proj1",
         "t_embedder1.mlp.0",

@@ -9,41 +9,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .table import Layout, Line
+from .table import Architecture, LayerRule
 
 _BLOCKS = ("noise_refiner", "context_refiner", "siglip_refiner", "layers")
 _MODULATED = ("noise_refiner", "layers")
 
 _IN_BLOCK = (
-    Line("attention.to_q", "attention.qkv", (0, 3), size=("dim", "dim")),
-    Line("attention.to_k", "attention.qkv", (1, 3), size=("dim", "dim")),
-    Line("attention.to_v", "attention.qkv", (2, 3), size=("dim", "dim")),
-    Line("attention.to_out.0", "attention.out", size=("dim", "dim")),
-    Line("feed_forward.w1", "feed_forward.w1", size=("mlp", "dim")),
-    Line("feed_forward.w2", "feed_forward.w2", size=("dim", "mlp")),
-    Line("feed_forward.w3", "feed_forward.w3", size=("mlp", "dim")),
+    LayerRule("attention.to_q", "attention.qkv", (0, 3), size=("dim", "dim")),
+    LayerRule("attention.to_k", "attention.qkv", (1, 3), size=("dim", "dim")),
+    LayerRule("attention.to_v", "attention.qkv", (2, 3), size=("dim", "dim")),
+    LayerRule("attention.to_out.0", "attention.out", size=("dim", "dim")),
+    LayerRule("feed_forward.w1", "feed_forward.w1", size=("mlp", "dim")),
+    LayerRule("feed_forward.w2", "feed_forward.w2", size=("dim", "mlp")),
+    LayerRule("feed_forward.w3", "feed_forward.w3", size=("mlp", "dim")),
 )
-_MODULATION = Line("adaLN_modulation.0", "adaLN_modulation.0", size=("4*dim", 256))
+_MODULATION = LayerRule("adaLN_modulation.0", "adaLN_modulation.0", size=("4*dim", 256))
 
 _OUTSIDE = (
-    Line("all_x_embedder.2-1", "x_embedder", size=("dim", 64)),
-    Line("t_embedder.mlp.0", "t_embedder.mlp.0", size=("time", 256)),
-    Line("t_embedder.mlp.2", "t_embedder.mlp.2", size=(256, "time")),
-    Line("cap_embedder.1", "cap_embedder.1", size=("dim", "text")),
-    Line("siglip_embedder.1", "siglip_embedder.1", size=("dim", "siglip")),  # Omni only
-    Line("all_final_layer.2-1.linear", "final_layer.linear", size=(64, "dim")),
-    Line("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1", size=("dim", 256)),
+    LayerRule("all_x_embedder.2-1", "x_embedder", size=("dim", 64)),
+    LayerRule("t_embedder.mlp.0", "t_embedder.mlp.0", size=("time", 256)),
+    LayerRule("t_embedder.mlp.2", "t_embedder.mlp.2", size=(256, "time")),
+    LayerRule("cap_embedder.1", "cap_embedder.1", size=("dim", "text")),
+    LayerRule("siglip_embedder.1", "siglip_embedder.1", size=("dim", "siglip")),  # Omni only
+    LayerRule("all_final_layer.2-1.linear", "final_layer.linear", size=(64, "dim")),
+    LayerRule("all_final_layer.2-1.adaLN_modulation.1", "final_layer.adaLN_modulation.1", size=("dim", 256)),
 )
 
 
-def _inside(blocks: str, line: Line) -> Line:
-    return replace(line, name=f"{blocks}.{{}}.{line.name}", weight=f"{blocks}.{{}}.{line.weight}")
+def _inside(blocks: str, rule: LayerRule) -> LayerRule:
+    return replace(rule, name=f"{blocks}.{{}}.{rule.name}", weight=f"{blocks}.{{}}.{rule.weight}")
 
 
-LUMINA2 = Layout(
+LUMINA2 = Architecture(
     title="Z-Image class",
-    lines=(
-        *(_inside(blocks, line) for blocks in _BLOCKS for line in _IN_BLOCK),
+    rules=(
+        *(_inside(blocks, rule) for blocks in _BLOCKS for rule in _IN_BLOCK),
         *(_inside(blocks, _MODULATION) for blocks in _MODULATED),
         *_OUTSIDE,
     ),

@@ -7,7 +7,7 @@ sizes.
 
 from __future__ import annotations
 
-from .table import Layout, Line
+from .table import Architecture, LayerRule
 
 _SQUARE = ("hidden", "hidden")
 
@@ -34,9 +34,9 @@ _LAYERS = {  # name: (d_out, d_in)
     "proj_out": (64, "hidden"),
 }
 
-QWEN_IMAGE = Layout(
+QWEN_IMAGE = Architecture(
     title="Qwen-Image class",
-    lines=tuple(Line(name, name, size=size) for name, size in _LAYERS.items()),
+    rules=tuple(LayerRule(name, name, size=size) for name, size in _LAYERS.items()),
     signature=("img_in", "txt_in", "transformer_blocks.0.img_mod.1", "transformer_blocks.0.attn.add_q_proj"),
     sizes={
         "hidden": ("img_in", 0),

@@ -1,4 +1,4 @@
-"""What a layout is: a literal table from diffusers / DiffSynth layer names to the host's weights.
+"""What an architecture is: a literal table from diffusers / DiffSynth layer names to the host's weights.
 
 One table serves every size: widths in it are names of sizes, which are read from the loaded model, or known of a
 base model that is not loaded. The maps from every known name to its layer and back are derived (lora_files/names.py).
@@ -20,7 +20,7 @@ Side = int | str
 
 
 @dataclass(frozen=True)
-class Line:
+class LayerRule:
     """One kind of Linear layer. `{}` stands for the block index in both names.
 
     `part`: (i, n), the i-th of the n equal runs of rows of a fused weight; None: the whole weight.
@@ -36,7 +36,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Slot:
+class AdaptedLayer:
     """One Linear layer of one model: its diffusers / DiffSynth name, where it lands, and its size."""
 
     name: str
@@ -56,17 +56,17 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class Architecture:
     """The table of one model class.
 
     `signature`: weights that every model of the class has, and together no other class.
     `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name to count, as
-    blocks where it has a `{}`. A count is that of all lines in the same blocks.
+    blocks where it has a `{}`. A count is that of all rules in the same blocks.
     `absent`: layers that the reference has and the host has not, by the reference's names.
     """
 
     title: str
-    lines: tuple[Line, ...]
+    rules: tuple[LayerRule, ...]
     signature: tuple[str, ...]
     sizes: Mapping[str, tuple[str, int] | str]
     absent: tuple[str, ...] = ()
@@ -84,27 +84,27 @@ class Layout:
         }
 
     def weights(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """The weights of all layers in a model of these sizes, as `slots` reads them from a loaded one.
+        """The weights of all layers in a model of these sizes, as `adapted_layers` reads them from a loaded one.
 
         Where a size is 0, or not given, the layers that have it are not in the model.
         """
         counts = {_place(where): name for name, where in self.sizes.items() if isinstance(where, str)}
         found = {}
-        for line in self.lines:
-            d_out, d_in = (_width(side, sizes) for side in line.size)
-            counted = counts.get(_place(line.weight))
+        for rule in self.rules:
+            d_out, d_in = (_width(side, sizes) for side in rule.size)
+            counted = counts.get(_place(rule.weight))
             if d_out and d_in:
-                shape = (d_out * (line.part[1] if line.part else 1), d_in)
+                shape = (d_out * (rule.part[1] if rule.part else 1), d_in)
                 for index in range(sizes.get(counted, 0) if counted else 1):
-                    found[f"{line.weight.format(index)}.weight"] = shape
+                    found[f"{rule.weight.format(index)}.weight"] = shape
         return found
 
-    def slots(self, weights: Weights) -> tuple[Slot, ...]:
-        """Every Linear layer of this model that the table knows. Lines of weights that it lacks give none.
+    def adapted_layers(self, weights: Weights) -> tuple[AdaptedLayer, ...]:
+        """Every Linear layer of this model that the table knows. Rules of weights that it lacks give none.
 
         Raises I2LError when a fused weight does not divide into its parts.
         """
-        return tuple(slot for line in self.lines for slot in _slots(line, weights))
+        return tuple(slot for rule in self.rules for slot in _adapted(rule, weights))
 
 
 def _indices(name: str, weights: Weights) -> Iterator[int]:
@@ -132,18 +132,18 @@ def _count(name: str, weights: Weights) -> int:
     return sum(1 for _ in _indices(name, weights))
 
 
-def _slots(line: Line, weights: Weights) -> Iterator[Slot]:
-    for index in _indices(line.weight, weights):
-        name, weight = line.name.format(index), line.weight.format(index)
+def _adapted(rule: LayerRule, weights: Weights) -> Iterator[AdaptedLayer]:
+    for index in _indices(rule.weight, weights):
+        name, weight = rule.name.format(index), rule.weight.format(index)
         shape = weights[f"{weight}.weight"]
         if len(shape) != 2:
             raise I2LError(f"{weight}: expected a matrix, the loaded model has shape {shape}")
         d_out, d_in = shape
         rows = None
-        if line.part is not None:
-            part, parts = line.part
+        if rule.part is not None:
+            part, parts = rule.part
             if d_out % parts:
                 raise I2LError(f"{weight}: {d_out} rows do not divide into {parts} equal parts")
             d_out //= parts
             rows = (part * d_out, d_out)
-        yield Slot(name, Target(weight, rows), d_in, d_out, line.swapped)
+        yield AdaptedLayer(name, Target(weight, rows), d_in, d_out, rule.swapped)

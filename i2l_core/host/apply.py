@@ -26,7 +26,7 @@ from ..schedule import Curve
 from .live.engine import attach
 from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
-from .patch import apply_merged, check_fits, layout_of_model, report, with_patches
+from .patch import apply_merged, architecture_of, check_fits, report, with_patches
 
 MERGED, LIVE = "merged", "live"
 
@@ -56,11 +56,11 @@ def apply_lora_model(
             "start, end, curve and mask need the mode live; set mode to live, or start 0, end 1, no curve and "
             "no mask"
         )
-    layout = layout_of_model(model)
-    if mode == MERGED and layout is None and not isinstance(value, PredictedLoRA):
+    architecture = architecture_of(model)
+    if mode == MERGED and architecture is None and not isinstance(value, PredictedLoRA):
         return _apply_by_host(model, value, strength)
     try:
-        lora = lora_of(value, layout)
+        lora = lora_of(value, architecture)
     except OtherKind:
         if mode == MERGED:
             return _apply_by_host(model, value, strength)

@@ -13,16 +13,16 @@ from .guidance import NO_NEGATIVE_SIDE, has_no_negative_side
 from .live.branches import Branch
 from .live.engine import attached
 from .lora_model import PredictedLoRA, lora_of
-from .patch import layout_of_model, report
+from .patch import architecture_of, report
 
 
 def applied_card(model: ModelPatcher, value: Any, strength: float, mode: str) -> Card | None:
     """The card of a LORA_MODEL that was applied to `model`. None for a kind that only the host can read."""
-    layout = layout_of_model(model)
-    if layout is None and not isinstance(value, PredictedLoRA):
+    architecture = architecture_of(model)
+    if architecture is None and not isinstance(value, PredictedLoRA):
         return None
     try:
-        lora = lora_of(value, layout)
+        lora = lora_of(value, architecture)
     except OtherKind:
         return None
     landed = len(report(lora, model).landed)

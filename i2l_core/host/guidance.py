@@ -12,7 +12,7 @@ from .live.branches import Branch
 from .live.engine import attach, attached
 from .live.loras import LiveLoRA
 from .lora_model import lora_of
-from .patch import layout_of_model, report
+from .patch import architecture_of, report
 
 NO_NEGATIVE_SIDE = "cfg is 1: there is no negative side, only the style acts"
 
@@ -34,10 +34,10 @@ def asymmetric(
     sampling; `curve`: of both strengths, along it. Raises I2LError, before anything is cloned, for a LoRA that
     does not fit or numbers out of range.
     """
-    layout = layout_of_model(model)
+    architecture = architecture_of(model)
 
     def side(value: Any, strength: float, branch: Branch) -> LiveLoRA:
-        return LiveLoRA(lora_of(value, layout), strength, branch, start=start, end=end, curve=curve)
+        return LiveLoRA(lora_of(value, architecture), strength, branch, start=start, end=end, curve=curve)
 
     loras = [side(style, strength, Branch.POSITIVE)]
     if neutral is not None:

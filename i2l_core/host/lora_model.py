@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..base_models import Layout
+from ..base_models import Architecture
 from ..errors import I2LError
 from ..lora import LoRA
 from ..lora_files.file import from_state_dict, to_state_dict
@@ -29,8 +29,8 @@ class PredictedLoRA(dict[str, Tensor]):
         self.neutral = neutral
 
 
-def lora_of(value: Any, layout: Layout | None = None) -> LoRA:
-    """The LoRA on a socket, of ours or of a core node; `layout`: of the model it goes to, where that is known.
+def lora_of(value: Any, architecture: Architecture | None = None) -> LoRA:
+    """The LoRA on a socket, of ours or of a core node; `architecture`: of the model it goes to, where that is known.
 
     Raises I2LError when it is no plain LoRA (`OtherKind`) or names of several models fit.
     """
@@ -38,4 +38,4 @@ def lora_of(value: Any, layout: Layout | None = None) -> LoRA:
         return value.lora
     if not isinstance(value, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
-    return from_state_dict(value, source="the LORA_MODEL", layout=layout)
+    return from_state_dict(value, source="the LORA_MODEL", architecture=architecture)

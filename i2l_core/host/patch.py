@@ -17,7 +17,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
 
-from ..base_models import LAYOUTS, BaseModel, Layout, Weights, find_model, recognise
+from ..base_models import ARCHITECTURES, Architecture, BaseModel, Weights, find_model, recognise
 from ..checks import check_strength, listed
 from ..errors import I2LError
 from ..lora import LoRA, Target
@@ -56,10 +56,10 @@ def base_model_of(model: ModelPatcher) -> BaseModel:
     return recognise(weights_of(model))
 
 
-def layout_of_model(model: ModelPatcher) -> Layout | None:
+def architecture_of(model: ModelPatcher) -> Architecture | None:
     """The table of a MODEL's class, whatever its sizes; None for a class that is not known."""
     weights = weights_of(model)
-    return next((layout for layout in LAYOUTS if layout.matches(weights)), None)
+    return next((architecture for architecture in ARCHITECTURES if architecture.matches(weights)), None)
 
 
 def report(lora: LoRA, model: ModelPatcher) -> Report:

@@ -21,7 +21,7 @@ from .live.branches import Branch, tagged
 from .live.engine import attach
 from .live.loras import LiveLoRA, check_mask
 from .lora_model import lora_of
-from .patch import layout_of_model
+from .patch import architecture_of
 
 Conditioning = list[list[Any]]
 
@@ -53,7 +53,7 @@ def add_region(
     if not mask.any():
         raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
     tag = f"region {uuid4().hex}"
-    lora = lora_of(value, layout_of_model(model))
+    lora = lora_of(value, architecture_of(model))
     styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, start, end, curve=curve))
     whole = positive[0][1].get(_WHOLE, positive)
     regions = [*_within(positive, 1 - mask), *tagged(_within(prompt or whole, mask), tag)]

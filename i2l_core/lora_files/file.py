@@ -18,17 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from ..base_models import Layout, find_model
+from ..base_models import Architecture, find_model
 from ..errors import I2LError
 from ..files.atomic import next_free_path, safe_join, write_new
 from ..lora import LoRA, LowRank, Target
 from .names import (
     Kind,
     Style,
+    architecture_named,
     are_pair,
     find,
     keys_of,
-    layout_of,
     recognise_lora,
     split_key,
     without_prefix,
@@ -74,8 +74,8 @@ def to_state_dict(lora: LoRA, style: Style = "ComfyUI") -> dict[str, Tensor]:
     Raises I2LError for a target of rows (call `lora.fuse_rows` first), and when the base model is not known
     whose names the style needs.
     """
-    layout = layout_of(lora.base_model) or _layout_by_weights(lora)
-    if style != "ComfyUI" and layout is None:
+    architecture = architecture_named(lora.base_model) or _architecture_by_weights(lora)
+    if style != "ComfyUI" and architecture is None:
         raise I2LError(
             f"the names that {style} has for these layers are not known, as the LoRA's base model is not; "
             "save it in ComfyUI's layout"
@@ -84,7 +84,7 @@ def to_state_dict(lora: LoRA, style: Style = "ComfyUI") -> dict[str, Tensor]:
     for target, layer in sorted(lora.layers.items()):
         if target.rows is not None:
             raise I2LError(f"{target} covers only rows of its weight; fuse the LoRA before it is written")
-        layers.update(written_layers(target.weight, layer, style, layout))
+        layers.update(written_layers(target.weight, layer, style, architecture))
     with_alpha = style == "diffusers" and len({layer.rank for layer in layers.values()}) > 1
     tensors = {}
     for name, layer in layers.items():
@@ -101,12 +101,12 @@ def from_state_dict(
     predictor: str = "",
     references: Sequence[str] = (),
     source: str = "the LoRA",
-    layout: Layout | None = None,
+    architecture: Architecture | None = None,
 ) -> LoRA:
     """The LoRA in these tensors, of any spelling in `lora_names`; targets are the host's.
 
     Alpha is folded into `up` (times alpha / rank, in fp32 or wider). The base model is the one given, else told
-    from names and sizes, else empty. `layout`: of the model it is meant for, where that is known. A layer that
+    from names and sizes, else empty. `architecture`: of the model it is meant for, where that is known. A layer that
     no table knows keeps its name, for whoever applies it to refuse. `source` says in errors what was read.
     Raises I2LError, naming up to five keys, for anything that is not a complete, finite, plain LoRA, and when
     names and sizes fit more than one kind of model.
@@ -119,13 +119,13 @@ def from_state_dict(
         )
         for name in downs
     }
-    layout = layout_of(base_model) or layout
-    if not base_model or layout is None:
-        layout, found = _recognise(read, layout, source)
+    architecture = architecture_named(base_model) or architecture
+    if not base_model or architecture is None:
+        architecture, found = _recognise(read, architecture, source)
         base_model = base_model or found
     layers: dict[Target, LowRank] = {}
     for name, layer in read.items():
-        place = find(layout, name) if layout else None
+        place = find(architecture, name) if architecture else None
         target, layer = place.read(layer) if place else (Target(without_prefix(name)), layer)
         if target in layers:
             raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
@@ -134,7 +134,7 @@ def from_state_dict(
 
 
 def load(path: str | Path, base_model: str = "") -> LoRA:
-    """Read a LoRA file of any layout. `base_model`: what it is for, where names and sizes may not tell.
+    """Read a LoRA file of any key format. `base_model`: what it is for, where names and sizes may not tell.
 
     Raises I2LError naming the file when it is damaged, not finite, no LoRA, or for another base model than it
     says itself.
@@ -215,12 +215,12 @@ def _sort(keys: Sequence[str], source: str) -> dict[Kind, dict[str, str]]:
 
 
 def _recognise(
-    layers: Mapping[str, LowRank], layout: Layout | None, source: str
-) -> tuple[Layout | None, str]:
-    """(the table of the names, the id of the base model or ""); `layout` decides where several fit."""
+    layers: Mapping[str, LowRank], architecture: Architecture | None, source: str
+) -> tuple[Architecture | None, str]:
+    """(the table of the names, the id of the base model or ""); `architecture` decides where several fit."""
     found, model = recognise_lora({name: (layer.d_out, layer.d_in) for name, layer in layers.items()})
-    if layout is not None:
-        return layout, model.id if model and model.layout is layout else ""
+    if architecture is not None:
+        return architecture, model.id if model and model.architecture is architecture else ""
     if len(found) > 1:
         raise I2LError(
             f"{source}: its names and sizes fit the {' and the '.join(one.title for one in found)} alike; "
@@ -229,7 +229,7 @@ def _recognise(
     return (found[0] if found else None), model.id if model else ""
 
 
-def _layout_by_weights(lora: LoRA) -> Layout | None:
+def _architecture_by_weights(lora: LoRA) -> Architecture | None:
     names = {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
     found, _ = recognise_lora(names)
     return found[0] if len(found) == 1 else None
@@ -344,7 +344,7 @@ def _metadata(lora: LoRA, name: str) -> dict[str, str]:
     if model:
         metadata |= {
             "ss_base_model_version": model.manager_name,
-            "modelspec.architecture": f"{model.architecture}/lora",
+            "modelspec.architecture": f"{model.modelspec_architecture}/lora",
             "modelspec.implementation": model.implementation,
         }
     return metadata

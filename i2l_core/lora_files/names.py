@@ -2,7 +2,7 @@
 
 A key is PREFIX + NAME + SUFFIX. The suffix says which of the two matrices it is; the name is the host's own, the
 one of diffusers / DiffSynth (the same here), or kohya's: either of them with "_" for ".". Prefixes say who wrote
-the file and are dropped. All names come from the tables in `layouts`.
+the file and are dropped. All names come from the tables in `architectures`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..base_models import LAYOUTS, MODELS, BaseModel, Layout, Line, Weights, find_model
+from ..base_models import ARCHITECTURES, MODELS, Architecture, BaseModel, LayerRule, Weights, find_model
 from ..lora import LowRank, Target
 
 Kind = Literal["down", "up", "alpha"]
@@ -77,12 +77,12 @@ def without_prefix(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """What a name stands for: a line of a table and the index of the block.
+    """What a name stands for: a rule of a table and the index of the block.
 
     `native`: it is the host's name. `absent`: only the reference has the layer, not the host.
     """
 
-    line: Line
+    rule: LayerRule
     index: str
     native: bool
     absent: bool = False
@@ -90,25 +90,25 @@ class Place:
     @property
     def parts(self) -> int:
         """of how many such layers the host's weight is made"""
-        return 1 if self.native or self.line.part is None else self.line.part[1]
+        return 1 if self.native or self.rule.part is None else self.rule.part[1]
 
     @property
     def weight(self) -> str:
-        return self.line.weight.format(self.index)
+        return self.rule.weight.format(self.index)
 
     def read(self, layer: LowRank) -> tuple[Target, LowRank]:
         """Where a layer of this name lands, in the host's order of rows."""
         if self.native:
             return Target(self.weight), layer
         rows = None
-        if self.line.part is not None:
-            rows = (self.line.part[0] * layer.d_out, layer.d_out)
-        return Target(self.weight, rows), layer.halves_swapped() if self.line.swapped else layer
+        if self.rule.part is not None:
+            rows = (self.rule.part[0] * layer.d_out, layer.d_out)
+        return Target(self.weight, rows), layer.halves_swapped() if self.rule.swapped else layer
 
 
-def find(layout: Layout, name: str) -> Place | None:
+def find(architecture: Architecture, name: str) -> Place | None:
     """The place of a layer's name, with or without a prefix, in any spelling; None when it has none."""
-    dotted, flat = _tables(layout)
+    dotted, flat = _tables(architecture)
     for prefix in ("", *_DOTTED):
         if name.startswith(prefix) and (place := _look_up(dotted, name.removeprefix(prefix))):
             return place
@@ -118,41 +118,41 @@ def find(layout: Layout, name: str) -> Place | None:
     return None
 
 
-def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Layout, ...], BaseModel | None]:
+def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Architecture, ...], BaseModel | None]:
     """Which tables a LoRA's names are from, and the base model when only one is left.
 
     `names`: layer name -> (d_out, d_in). More than one table: the names say too little (FLUX.2 and Qwen-Image
     share some). No table: no name is known. The base model is told by widths and block numbers.
     """
-    found = {layout: sum(find(layout, name) is not None for name in names) for layout in LAYOUTS}
+    found = {one: sum(find(one, name) is not None for name in names) for one in ARCHITECTURES}
     most = max(found.values())
     if most == 0:
         return (), None
-    layouts = [layout for layout, count in found.items() if count == most]
-    fitting = [model for model in MODELS if model.layout in layouts and _fits(model, names)]
+    architectures = [one for one, count in found.items() if count == most]
+    fitting = [model for model in MODELS if model.architecture in architectures and _fits(model, names)]
     if fitting:
-        layouts = [layout for layout in layouts if any(model.layout is layout for model in fitting)]
-    return tuple(layouts), fitting[0] if len(fitting) == 1 else None
+        architectures = [one for one in architectures if any(model.architecture is one for model in fitting)]
+    return tuple(architectures), fitting[0] if len(fitting) == 1 else None
 
 
 def written_layers(
-    weight: str, layer: LowRank, style: Style, layout: Layout | None
+    weight: str, layer: LowRank, style: Style, architecture: Architecture | None
 ) -> Iterator[tuple[str, LowRank]]:
     """The layers (name, layer) by which a file of this style says the same as `layer` on the whole `weight`.
 
     A fused weight becomes one layer for each of its parts, of no higher rank than it needs; parts that nothing
     acts on are left out. A weight that no table knows keeps the host's name.
     """
-    lines = [] if layout is None or style == "ComfyUI" else _lines_of(layout, weight)
-    if not lines:
+    rules = [] if architecture is None or style == "ComfyUI" else _rules_of(architecture, weight)
+    if not rules:
         yield weight, layer
-    elif lines[0][0].part is None:
-        line, index = lines[0]
-        yield line.name.format(index), layer.halves_swapped() if line.swapped else layer
+    elif rules[0][0].part is None:
+        rule, index = rules[0]
+        yield rule.name.format(index), layer.halves_swapped() if rule.swapped else layer
     else:
         parts = [
-            (line.name.format(index), LowRank(layer.down, up).trimmed())
-            for (line, index), up in zip(lines, layer.up.chunk(len(lines)), strict=True)
+            (rule.name.format(index), LowRank(layer.down, up).trimmed())
+            for (rule, index), up in zip(rules, layer.up.chunk(len(rules)), strict=True)
         ]
         yield from [part for part in parts if part[1].up.any()] or parts
 
@@ -161,20 +161,22 @@ _Table = Mapping[str, Place]  # by name, with {} for the index that a place then
 
 
 @functools.cache
-def _tables(layout: Layout) -> tuple[_Table, _Table]:
+def _tables(architecture: Architecture) -> tuple[_Table, _Table]:
     """Every name of the table's layers, spelled with dots, and as kohya does."""
-    dotted = {line.weight: Place(line, "", native=True) for line in layout.lines}
-    dotted |= {line.name: Place(line, "", native=False) for line in layout.lines}
-    dotted |= {name: Place(Line(name, name), "", native=True, absent=True) for name in layout.absent}
+    dotted = {rule.weight: Place(rule, "", native=True) for rule in architecture.rules}
+    dotted |= {rule.name: Place(rule, "", native=False) for rule in architecture.rules}
+    dotted |= {
+        name: Place(LayerRule(name, name), "", native=True, absent=True) for name in architecture.absent
+    }
     return dotted, {name.replace(".", "_"): place for name, place in dotted.items()}
 
 
 @functools.cache
-def _lines_by_weight(layout: Layout) -> Mapping[str, tuple[Line, ...]]:
-    found: dict[str, list[Line]] = {}
-    for line in layout.lines:
-        found.setdefault(line.weight, []).append(line)
-    return {weight: tuple(lines) for weight, lines in found.items()}
+def _rules_by_weight(architecture: Architecture) -> Mapping[str, tuple[LayerRule, ...]]:
+    found: dict[str, list[LayerRule]] = {}
+    for rule in architecture.rules:
+        found.setdefault(rule.weight, []).append(rule)
+    return {weight: tuple(rules) for weight, rules in found.items()}
 
 
 def _spellings(name: str) -> Iterator[tuple[str, str]]:
@@ -191,11 +193,11 @@ def _look_up(table: _Table, name: str) -> Place | None:
     return None
 
 
-def _lines_of(layout: Layout, weight: str) -> list[tuple[Line, str]]:
-    table = _lines_by_weight(layout)
+def _rules_of(architecture: Architecture, weight: str) -> list[tuple[LayerRule, str]]:
+    table = _rules_by_weight(architecture)
     for spelling, index in _spellings(weight):
         if spelling in table:
-            return [(line, index) for line in table[spelling]]
+            return [(rule, index) for rule in table[spelling]]
     return []
 
 
@@ -203,7 +205,7 @@ def _fits(model: BaseModel, names: Mapping[str, tuple[int, int]]) -> bool:
     """Whether the base model has a layer of this size under each of the names that its table knows."""
     weights = _weights_of(model)
     for name, size in names.items():
-        place = find(model.layout, name)
+        place = find(model.architecture, name)
         if place is None or place.absent:
             continue
         shape = weights.get(f"{place.weight}.weight")
@@ -217,7 +219,7 @@ def _weights_of(model: BaseModel) -> Weights:
     return model.weights()
 
 
-def layout_of(base_model: str) -> Layout | None:
+def architecture_named(base_model: str) -> Architecture | None:
     """The table of a base model's id, or None."""
     model = find_model(base_model)
-    return model.layout if model else None
+    return model.architecture if model else None

@@ -16,7 +16,7 @@ def fused(lora: LoRA) -> LoRA:
 def row_widths(lora: LoRA) -> dict[str, int]:
     """Rows of each weight that the LoRA has rows of.
 
-    From the layout of its base model; else the rows are taken to reach the end of the weight.
+    From the architecture of its base model; else the rows are taken to reach the end of the weight.
     """
     widths: dict[str, int] = {}
     for target in lora.layers:
@@ -27,12 +27,12 @@ def row_widths(lora: LoRA) -> dict[str, int]:
 
 
 def _width(target: Target, base_model: str) -> int:
-    """Rows of the whole weight by the layout, where `target` is one of its equal parts; or nothing."""
+    """Rows of the whole weight by the architecture, where `target` is one of its equal parts; or nothing."""
     model = find_model(base_model)
     assert target.rows is not None
     start, length = target.rows
-    for line in model.layout.lines if model else ():
-        pattern = re.escape(line.weight).replace(re.escape("{}"), r"\d+")
-        if line.part is not None and start == line.part[0] * length and re.fullmatch(pattern, target.weight):
-            return length * line.part[1]
+    for rule in model.architecture.rules if model else ():
+        pattern = re.escape(rule.weight).replace(re.escape("{}"), r"\d+")
+        if rule.part is not None and start == rule.part[0] * length and re.fullmatch(pattern, target.weight):
+            return length * rule.part[1]
     return 0

@@ -20,7 +20,7 @@ import torch
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ...base_models import LAYOUTS, Weights, recognise
+from ...base_models import ARCHITECTURES, Weights, recognise
 from ...errors import I2LError
 from ...grouped_lora import RowProducts, from_pairs
 from ...lora import Target
@@ -159,16 +159,18 @@ class HostBase:
 
 
 def layers_of(network: nn.Module, weights: Weights, split_fused: bool) -> tuple[LayerSpec, ...]:
-    """Every Linear of a model that can carry a LoRA, in the order of its layout; of the network where none fits."""
-    layout = next((layout for layout in LAYOUTS if layout.matches(weights)), None)
-    if layout is None:
+    """Every Linear of a model that can carry a LoRA, in its architecture's order; of the network where none fits."""
+    architecture = next(
+        (architecture for architecture in ARCHITECTURES if architecture.matches(weights)), None
+    )
+    if architecture is None:
         return tuple(
             LayerSpec(name, None, module.in_features, module.out_features)
             for name, module in network.named_modules()
             if isinstance(module, nn.Linear)
         )
     found = {}
-    for slot in layout.slots(weights):
+    for slot in architecture.adapted_layers(weights):
         if split_fused or slot.target.rows is None:
             found[slot.target] = LayerSpec(slot.target.weight, slot.target.rows, slot.d_in, slot.d_out)
         else:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ...base_models import MODELS, BaseModel, Layout, Slot
+from ...base_models import MODELS, AdaptedLayer, Architecture, BaseModel
 from ...base_models.lumina2 import LUMINA2
 from ...base_models.qwen_image import QWEN_IMAGE
 from ...checks import check_int
@@ -43,7 +43,7 @@ class Kind:
     for. A run holds, for each of `groups` in turn, one block per block of the base model, with these layers.
     """
 
-    layout: Layout
+    architecture: Architecture
     parts: tuple[tuple[str, str], ...]
     groups: tuple[tuple[str, ...], ...]
 
@@ -155,9 +155,9 @@ class V1Config:
         return tuple(_blocks(self.kind, self.base_model))
 
     @cached_property
-    def slots(self) -> tuple[Slot, ...]:
+    def adapted_layers(self) -> tuple[AdaptedLayer, ...]:
         """The adapted layers, in the order of the file."""
-        known = {slot.name: slot for slot in self.kind.layout.slots(self.base_model.weights())}
+        known = {slot.name: slot for slot in self.kind.architecture.adapted_layers(self.base_model.weights())}
         return tuple(known[name] for block in self.blocks for name in block.layers)
 
     @cached_property
@@ -201,7 +201,7 @@ def recognise(shapes: Shapes) -> V1Config:
     if kind is None:
         raise I2LError("it is no i2L predictor of version 1")
     # the model that has most of the names; of two with as many, as a small one in a large one, the small one
-    models = [model for model in MODELS if model.layout is kind.layout]
+    models = [model for model in MODELS if model.architecture is kind.architecture]
     drafts = [V1Config(kind, model, 1, 1) for model in models]
     names = [draft.shapes().keys() for draft in drafts]
     best = max(range(len(names)), key=lambda i: (len(names[i] & shapes.keys()), -len(names[i])))
@@ -235,7 +235,7 @@ def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
 
 
 def _blocks(kind: Kind, base_model: BaseModel) -> Iterator[Block]:
-    known = {slot.name for slot in kind.layout.slots(base_model.weights())}
+    known = {slot.name for slot in kind.architecture.adapted_layers(base_model.weights())}
     for module, stack in kind.parts:
         count = 0
         while f"{stack}.{count}.{kind.groups[0][0]}" in known:

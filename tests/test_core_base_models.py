@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny_models import CONFIGS
 
-from i2l.i2l_core.base_models import LAYOUTS, MODELS, Line, find_model, recognise
+from i2l.i2l_core.base_models import ARCHITECTURES, MODELS, LayerRule, find_model, recognise
 from i2l.i2l_core.base_models.flux2 import FLUX2
 from i2l.i2l_core.base_models.lumina2 import LUMINA2
-from i2l.i2l_core.base_models.table import Layout
+from i2l.i2l_core.base_models.table import Architecture
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LowRank, Target
 
@@ -99,12 +99,12 @@ def linear_weights(network) -> set[str]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_linear_is_covered_once(networks, name):
-    """Every Linear of the network has lines for all of its rows, once; no line points elsewhere."""
+    """Every Linear of the network has rules for all of its rows, once; no rule points elsewhere."""
     id, _, count = NETWORKS[name]
     weights, linear = networks[name]
     base = recognise(weights)
     assert base.id == id
-    slots = base.layout.slots(weights)
+    slots = base.architecture.adapted_layers(weights)
     assert len(slots) == len({slot.name for slot in slots}) == count
     assert {slot.target.weight for slot in slots} == linear
     ends = dict.fromkeys(linear, 0)
@@ -122,7 +122,7 @@ def test_sizes_are_those_of_the_network(networks, name):
     """A base model knows the shape of each of its layers when it is not loaded."""
     weights, linear = networks[name]
     base = recognise(weights)
-    known = base.layout.weights(base.layout.read_sizes(weights))
+    known = base.architecture.weights(base.architecture.read_sizes(weights))
     assert known == {f"{weight}.weight": weights[f"{weight}.weight"] for weight in linear}
     if name == "Z-Image":  # knows the eyes of Omni as well
         assert known.items() < base.weights().items()
@@ -140,7 +140,7 @@ def test_relatives_of_qwen_image_are_not_taken_for_it(host):
 
 def test_every_network_is_of_one_class(networks):
     for weights, _ in networks.values():
-        assert [layout for layout in LAYOUTS if layout.matches(weights)] == [recognise(weights).layout]
+        assert [one for one in ARCHITECTURES if one.matches(weights)] == [recognise(weights).architecture]
 
 
 def test_z_image_names_are_the_hosts_own(networks):
@@ -148,7 +148,7 @@ def test_z_image_names_are_the_hosts_own(networks):
     from comfy.utils import z_image_to_diffusers
 
     theirs = z_image_to_diffusers({"n_layers": 30, "dim": 3840, "n_refiner_layers": 2})
-    for slot in LUMINA2.slots(networks["Z-Image"][0]):
+    for slot in LUMINA2.adapted_layers(networks["Z-Image"][0]):
         found = theirs[f"{slot.name}.weight"]
         weight, rows = (found, None) if isinstance(found, str) else (found[0], found[1][1:])
         assert Target(weight.removesuffix(".weight"), rows) == slot.target
@@ -159,7 +159,7 @@ def test_flux2_names_are_the_hosts_own_where_it_has_them(networks):
 
     theirs = flux_to_diffusers({"depth": 5, "depth_single_blocks": 20, "hidden_size": 3072})
     dropped = []
-    for slot in FLUX2.slots(networks["FLUX.2 klein 4B"][0]):
+    for slot in FLUX2.adapted_layers(networks["FLUX.2 klein 4B"][0]):
         found = theirs.get(f"{slot.name}.weight")
         if found is None:
             dropped.append(slot.name)
@@ -191,7 +191,7 @@ def test_other_models_are_refused_with_the_known_ones(host):
 
 def test_swapped_halves_move_and_come_back():
     weights = {"final_layer.adaLN_modulation.1.weight": (6, 4)}
-    (slot,) = Layout("t", FLUX2.lines, (), {}).slots(weights)
+    (slot,) = Architecture("t", FLUX2.rules, (), {}).adapted_layers(weights)
     layer = LowRank(torch.randn(2, 4), torch.randn(6, 2))
     placed = slot.place(layer)
     assert torch.equal(placed.delta(), torch.cat([layer.delta()[3:], layer.delta()[:3]]))
@@ -202,18 +202,18 @@ def test_swapped_halves_move_and_come_back():
 
 def test_fused_rows_must_divide():
     with pytest.raises(I2LError, match="10 rows do not divide into 3"):
-        Layout("t", (Line("to_q", "qkv", (0, 3)),), (), {}).slots({"qkv.weight": (10, 4)})
+        Architecture("t", (LayerRule("to_q", "qkv", (0, 3)),), (), {}).adapted_layers({"qkv.weight": (10, 4)})
     with pytest.raises(I2LError, match="expected a matrix"):
-        Layout("t", (Line("to_q", "qkv"),), (), {}).slots({"qkv.weight": (10,)})
+        Architecture("t", (LayerRule("to_q", "qkv"),), (), {}).adapted_layers({"qkv.weight": (10,)})
 
 
 def test_the_tables_are_sound():
-    for layout in LAYOUTS:
-        names = [line.name for line in layout.lines]
+    for architecture in ARCHITECTURES:
+        names = [rule.name for rule in architecture.rules]
         assert len(names) == len(set(names))
-        assert all(line.name.count("{}") == line.weight.count("{}") <= 1 for line in layout.lines)
-        assert not set(layout.absent) & set(names)
-        assert all(0 not in line.size for line in layout.lines)
+        assert all(rule.name.count("{}") == rule.weight.count("{}") <= 1 for rule in architecture.rules)
+        assert not set(architecture.absent) & set(names)
+        assert all(0 not in rule.size for rule in architecture.rules)
     ids = [model.id for model in MODELS]
     assert len(ids) == len(set(ids))
     assert find_model("z-image") is MODELS[0]
