@@ -129,7 +129,7 @@ def _version_1(header: _Header) -> Found | None:
         needs += ", and Qwen-Image's CLIP in ComfyUI"
     return (
         f"{config.title}, an i2L predictor of version 1 for {_title(config.base_model.id)}: rank {config.rank} per "
-        f"picture, {len(config.slots)} layers, embeddings of width {config.token_dim}{reads}",
+        f"picture, {len(config.adapted_layers)} layers, embeddings of width {config.token_dim}{reads}",
         f"{_LOAD}; {needs}",
     )
 

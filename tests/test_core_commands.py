@@ -326,7 +326,7 @@ def test_models_loras_and_encoders_of_full_size_are_known(tmp_path: Path, run: R
         },
         "a LoRA for Qwen-Image (qwen-image): rank 4, 720 layers": {
             f"{slot.name}.lora_{m}.default.weight": shape
-            for slot in PUBLISHED["Qwen-Image-i2L Style"][0].slots
+            for slot in PUBLISHED["Qwen-Image-i2L Style"][0].adapted_layers
             for m, shape in (("A", (4, slot.d_in)), ("B", (slot.d_out, 4)))
         },
     }

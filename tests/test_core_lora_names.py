@@ -24,7 +24,7 @@ PAIRS = [
 
 
 @pytest.fixture(params=[model.id for model in MODELS])
-def adapted_layers(request: pytest.FixtureRequest):
+def adapted(request: pytest.FixtureRequest):
     model = find_model(request.param)
     assert model is not None
     return model, model.architecture.adapted_layers(model.weights())
@@ -34,8 +34,8 @@ def layer(d_out: int, d_in: int, k: int = 1) -> LowRank:
     return LowRank(torch.randn(k, d_in), torch.randn(d_out, k))
 
 
-def test_every_name_of_every_model_lands_where_the_table_says(slots):
-    model, found = slots
+def test_every_name_of_every_model_lands_where_the_table_says(adapted):
+    model, found = adapted
     small = LowRank(torch.ones(1, 1), torch.arange(8.0)[:, None])
     for slot in found:
         spellings = [f"{prefix}{slot.name}" for prefix in ("", "transformer.", "diffusion_model.")]
@@ -63,8 +63,8 @@ def slot_order(slot, up: torch.Tensor) -> torch.Tensor:
     return torch.cat(up.chunk(2)[::-1]) if slot.swapped else up
 
 
-def test_names_stay_apart_in_kohyas_spelling(slots):
-    _, found = slots
+def test_names_stay_apart_in_kohyas_spelling(adapted):
+    _, found = adapted
     names = {slot.name for slot in found} | {slot.target.weight for slot in found}
     assert len({name.replace(".", "_") for name in names}) == len(names)
 
@@ -88,8 +88,8 @@ def test_layers_that_only_the_reference_has_are_known_by_name():
     assert not merger.absent
 
 
-def test_base_models_are_told_by_names_and_sizes(slots):
-    model, found = slots
+def test_base_models_are_told_by_names_and_sizes(adapted):
+    model, found = adapted
     names = {slot.name: (slot.d_out, slot.d_in) for slot in found}
     assert recognise_lora(names) == ((model.architecture,), model)
     host_names = {slot.target.weight: (slot.d_out, slot.d_in) for slot in found if slot.target.rows is None}
@@ -144,8 +144,8 @@ def deltas(lora: LoRA) -> dict:
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_files_of_every_style_say_the_same(slots, style, dtype, tmp_path):
-    model, found = slots
+def test_files_of_every_style_say_the_same(adapted, style, dtype, tmp_path):
+    model, found = adapted
     found = [
         slot for slot in found if not re.search(r"\.([2-9]|\d\d)\.", slot.name)
     ]  # two blocks of each kind
@@ -164,8 +164,8 @@ def test_files_of_every_style_say_the_same(slots, style, dtype, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_parts_get_back_the_rank_they_had(slots):
-    model, found = slots
+def test_parts_get_back_the_rank_they_had(adapted):
+    model, found = adapted
     found = list(found)[:8]
     lora = random_lora(model, found)
     written = from_state_dict(to_state_dict(fused(lora, found), "DiffSynth"), base_model=model.id)
@@ -186,8 +186,8 @@ def test_parts_without_effect_are_left_out_and_one_rank_of_nothing_stays():
     assert all(1 in tensor.shape for tensor in nothing.values())
 
 
-def test_ranks_that_differ_are_said_to_diffusers_only(slots):
-    model, found = slots
+def test_ranks_that_differ_are_said_to_diffusers_only(adapted):
+    model, found = adapted
     found = [slot for slot in found if slot.target.rows is None][:3]
     lora = random_lora(model, found, rank=lambda slot: 1 + found.index(slot))
     for style in STYLES:

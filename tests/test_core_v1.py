@@ -123,7 +123,7 @@ def test_the_published_files_have_these_names_and_shapes(title: str):
 
 
 def test_the_published_predictors_adapt_these_layers():
-    z, qwen = (PUBLISHED[name][0].slots for name in ("Z-Image-i2L", "Qwen-Image-i2L Fine"))
+    z, qwen = (PUBLISHED[name][0].adapted_layers for name in ("Z-Image-i2L", "Qwen-Image-i2L Fine"))
     assert (len(z), len(qwen)) == (238, 720)
     assert len({slot.target for slot in (*z, *qwen)}) == 958
     by_name = {slot.name: slot for slot in (*z, *qwen)}

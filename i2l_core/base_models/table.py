@@ -104,7 +104,7 @@ class Architecture:
 
         Raises I2LError when a fused weight does not divide into its parts.
         """
-        return tuple(slot for rule in self.rules for slot in _adapted(rule, weights))
+        return tuple(layer for rule in self.rules for layer in _adapted(rule, weights))
 
 
 def _indices(name: str, weights: Weights) -> Iterator[int]:

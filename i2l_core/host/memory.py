@@ -37,7 +37,7 @@ def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
 
 def v1_memory(config: V1Config, pictures: int, dtype: torch.dtype) -> int:
     """Bytes that predicting takes: the LoRA while it is put together, and a piece of the weights in two types."""
-    lora = pictures * config.rank * sum(slot.d_in + slot.d_out for slot in config.slots)
+    lora = pictures * config.rank * sum(layer.d_in + layer.d_out for layer in config.adapted_layers)
     return 3 * lora * dtype.itemsize + 2 * PIECE_BYTES
 
 

@@ -48,7 +48,7 @@ class V1HostPredictor(HostPredictor):
         size = sum(parameter.nbytes for parameter in self.loaded.predictor.parameters())
         return (
             f"i2L version 1, {config.title}, for {config.base_model.title}: rank {config.rank} per picture, "
-            f"{len(config.slots)} layers, {size / 1e6:.0f} MB\n"
+            f"{len(config.adapted_layers)} layers, {size / 1e6:.0f} MB\n"
             f"encoders: {find_encoders(config.token_dim).describe()}"
             + ("; and the CLIP of Qwen-Image" if config.residual else "")
         )

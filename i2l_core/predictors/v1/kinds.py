@@ -114,7 +114,7 @@ class Head:
     """
 
     matrix: Literal["A", "B"]
-    slot: int  # index into the configuration's slots
+    layer: int  # index into the configuration's adapted_layers
     width: int  # d_in for A, d_out for B
     block: int
     prefix: str
@@ -157,7 +157,9 @@ class V1Config:
     @cached_property
     def adapted_layers(self) -> tuple[AdaptedLayer, ...]:
         """The adapted layers, in the order of the file."""
-        known = {slot.name: slot for slot in self.kind.architecture.adapted_layers(self.base_model.weights())}
+        known = {
+            layer.name: layer for layer in self.kind.architecture.adapted_layers(self.base_model.weights())
+        }
         return tuple(known[name] for block in self.blocks for name in block.layers)
 
     @cached_property
@@ -165,10 +167,10 @@ class V1Config:
         """Both matrices of every adapted layer, those of equal shape one after the other."""
         places = [(b, j) for b, block in enumerate(self.blocks) for j in range(len(block.layers))]
         heads = []
-        for i, ((b, j), slot) in enumerate(zip(places, self.slots, strict=True)):
+        for i, ((b, j), layer) in enumerate(zip(places, self.adapted_layers, strict=True)):
             prefix = f"{self.blocks[b].prefix}layers.{j}"
-            heads.append(Head("A", i, slot.d_in, b, f"{prefix}.proj_a"))
-            heads.append(Head("B", i, slot.d_out, b, f"{prefix}.proj_b"))
+            heads.append(Head("A", i, layer.d_in, b, f"{prefix}.proj_a"))
+            heads.append(Head("B", i, layer.d_out, b, f"{prefix}.proj_b"))
         return tuple(sorted(heads, key=lambda head: head.width))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -235,7 +237,7 @@ def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
 
 
 def _blocks(kind: Kind, base_model: BaseModel) -> Iterator[Block]:
-    known = {slot.name for slot in kind.architecture.adapted_layers(base_model.weights())}
+    known = {layer.name for layer in kind.architecture.adapted_layers(base_model.weights())}
     for module, stack in kind.parts:
         count = 0
         while f"{stack}.{count}.{kind.groups[0][0]}" in known:

@@ -106,10 +106,10 @@ class V1Predictor(nn.Module):
             else:  # (N, d_out, rank) -> (d_out, N, rank)
                 part, found = rows.view(count, head.width, config.rank).transpose(0, 1), ups
             # memory of its own, or every layer would keep the whole product that it is a part of
-            found[head.slot] = part.clone(memory_format=torch.contiguous_format)
+            found[head.layer] = part.clone(memory_format=torch.contiguous_format)
         layers = {
-            slot.target: slot.place(LowRank(downs[i].flatten(0, 1), ups[i].flatten(1)))
-            for i, slot in enumerate(config.slots)
+            layer.target: layer.place(LowRank(downs[i].flatten(0, 1), ups[i].flatten(1)))
+            for i, layer in enumerate(config.adapted_layers)
         }
         return LoRA(layers, base_model=config.base_model.id)
 
