@@ -1,13 +1,13 @@
-"""Strengths that change along a way (the steps of a sampling, the depth of a network): text to a function.
+"""When a LoRA acts during the sampling, and strengths that change along the sampling or the depth of a network.
 
-"0: 1, 0.5: 0.2, 1: 0"       place: strength, straight lines between, level before the first and after the last
+A curve is text:
+"0: 1, 0.5: 0.2, 1: 0"       keyframes position: strength, linear in between, constant outside of them
 "fade out"                   or one of the names in NAMED
 """
 
 from __future__ import annotations
 
 import bisect
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,11 +78,33 @@ class Curve:
         (x, y), (next_x, next_y) = self.points[after - 1 : after + 1]
         return y + (next_y - y) * (place - x) / (next_x - x)
 
-    @property
-    def is_zero(self) -> bool:
-        return all(strength == 0 for _, strength in self.points)
 
-    def mean(self) -> float:
-        """Over all places, for a summary."""
-        grid = [(i + 0.5) / 256 for i in range(256)]
-        return math.fsum(self(place) for place in grid) / len(grid)
+@dataclass(frozen=True)
+class Schedule:
+    """When a LoRA acts during the sampling, as percent 0..1 of it (ComfyUI's start_percent and end_percent).
+
+    `curve`: a factor on the strength at each percent. Raises I2LError for percents out of range or order.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:  # NaN compares false
+            raise I2LError(f"start and end must be from 0 to 1, got {self.start} and {self.end}")
+        if self.start > self.end:
+            raise I2LError(f"start ({self.start}) is after end ({self.end}); the LoRA would never act")
+
+    @classmethod
+    def parse(cls, start: float, end: float, curve: str) -> Schedule:
+        """From the widgets of a node. Raises I2LError as `Schedule` and `Curve.parse` do."""
+        return cls(start, end, Curve.parse(curve))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the LoRA acts the same at every step."""
+        return self.start == 0 and self.end == 1 and self.curve is None
+
+
+ALWAYS = Schedule()

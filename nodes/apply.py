@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
 from ..i2l_core.host.cards import applied_card
-from ..i2l_core.schedule import Curve
+from ..i2l_core.schedule import Schedule
 from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
@@ -99,10 +99,8 @@ class ApplyPredictedLoRA(io.ComfyNode):
             lora,
             strength,
             mode,
-            start_percent,
-            end_percent,
+            Schedule.parse(start_percent, end_percent, curve),
             mask,
-            Curve.parse(curve),
             partial=missing_layers == SKIP,
         )
         return io.NodeOutput(patched, ui=Report(where, applied_card(model, lora, strength, mode)))

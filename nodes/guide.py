@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..i2l_core.host.cards import guidance_card
 from ..i2l_core.host.guidance import asymmetric, describe
-from ..i2l_core.schedule import Curve
+from ..i2l_core.schedule import Schedule
 from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
@@ -62,8 +62,8 @@ class AsymmetricCFG(io.ComfyNode):
         curve: str = "",
         neutral: dict[str, Tensor] | None = None,
     ) -> io.NodeOutput:
-        window = start_percent, end_percent, Curve.parse(curve)
-        styled = asymmetric(model, style, neutral, strength, neutral_strength, *window)
+        schedule = Schedule.parse(start_percent, end_percent, curve)
+        styled = asymmetric(model, style, neutral, strength, neutral_strength, schedule)
         return io.NodeOutput(styled, ui=Report(describe(styled), guidance_card(styled)))
 
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.regions import add_region
-from ..i2l_core.schedule import Curve
+from ..i2l_core.schedule import Schedule
 from .report import Report
 from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
 
@@ -77,7 +77,7 @@ class StyleRegion(io.ComfyNode):
         curve: str = "",
         prompt: list | None = None,
     ) -> io.NodeOutput:
-        window = start_percent, end_percent, Curve.parse(curve)
-        styled, regions = add_region(model, positive, lora, mask, strength, *window, prompt)
+        schedule = Schedule.parse(start_percent, end_percent, curve)
+        styled, regions = add_region(model, positive, lora, mask, strength, schedule, prompt)
         text = f"{float(mask.clamp(0, 1).mean()):.0%} of the picture; {len(regions)} positive predictions per step"
         return io.NodeOutput(styled, regions, ui=Report(text))

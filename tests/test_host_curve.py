@@ -9,7 +9,7 @@ import torch
 from test_host_live import LATENTS, Case, cfg_guider
 from tiny_models import build, close, lora_for
 
-from i2l.i2l_core.schedule import Curve
+from i2l.i2l_core.schedule import Curve, Schedule
 
 STEPS = 4
 
@@ -63,7 +63,7 @@ def test_every_step_has_the_strength_of_the_curve(name: str):
     lora, case = lora_for(model, seed=1, rank=3), Case(name, batch=2, lengths=(7, 11))
     curve = Curve(((0.0, 1.0), (0.4, 0.3), (0.8, -0.5), (1.0, 0.0)))
     zero = torch.zeros(case.batch, *LATENTS[name])
-    live = attach(model, LiveLoRA(lora, 0.8, curve=curve))
+    live = attach(model, LiveLoRA(lora, 0.8, schedule=Schedule(curve=curve)))
     actual = denoise(live, case, sigmas_of(model), zero, case.noise())
     close(actual, stepwise(name, lora, case, lambda share: 0.8 * curve(share)), 2e-4)
     constant = attach(model, LiveLoRA(lora, 0.8))
@@ -82,9 +82,9 @@ def test_a_level_curve_is_a_strength_and_a_zero_one_is_nothing(name: str):
         patched = attach(model, *loras) if loras else model
         return denoise(patched, case, sigmas_of(model), zero, case.noise())
 
-    level = result(LiveLoRA(lora, 2.0, curve=Curve(((0.0, 0.25),))))
+    level = result(LiveLoRA(lora, 2.0, schedule=Schedule(curve=Curve(((0.0, 0.25),)))))
     close(level, result(LiveLoRA(lora, 0.5)), 1e-5)
-    assert torch.equal(result(LiveLoRA(lora, 2.0, curve=Curve(((0.5, 0.0),)))), result())
+    assert torch.equal(result(LiveLoRA(lora, 2.0, schedule=Schedule(curve=Curve(((0.5, 0.0),))))), result())
 
 
 def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
@@ -101,7 +101,9 @@ def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
     def result(*loras) -> torch.Tensor:
         return denoise(attach(model, *loras), case, sigmas_of(model), zero, case.noise())
 
-    curved = result(LiveLoRA(one, curve=Curve(((0.0, 0.5),)), mask=mask), LiveLoRA(two, 0.7))
+    curved = result(
+        LiveLoRA(one, schedule=Schedule(curve=Curve(((0.0, 0.5),))), mask=mask), LiveLoRA(two, 0.7)
+    )
     close(curved, result(LiveLoRA(one, mask=mask * 0.5), LiveLoRA(two, 0.7)), 1e-5)
 
 

@@ -320,6 +320,7 @@ def test_a_window_acts_only_inside(models, name):
 
     from i2l.i2l_core.host.live.engine import attach
     from i2l.i2l_core.host.live.loras import LiveLoRA
+    from i2l.i2l_core.schedule import Schedule
 
     model, style, _ = models[name]
     case = Case(name)
@@ -336,7 +337,7 @@ def test_a_window_acts_only_inside(models, name):
         k / 1000 for k in range(1001) if sampling.percent_to_sigma(k / 1000) < (sigmas[1] + sigmas[2]) / 2
     )
     zero = torch.zeros_like(case.noise())
-    actual = denoise(attach(model, LiveLoRA(style, end=end)), zero, sigmas, case.noise())
+    actual = denoise(attach(model, LiveLoRA(style, schedule=Schedule(end=end))), zero, sigmas, case.noise())
     half = denoise(merged(name, style), zero, sigmas[:3], case.noise())
     truth = denoise(build(name), half, sigmas[2:], zero)
     close(actual, truth, 1e-4)

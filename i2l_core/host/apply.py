@@ -22,7 +22,7 @@ from torch import Tensor
 from ..checks import listed
 from ..errors import I2LError
 from ..lora_files.file import OtherKind
-from ..schedule import Curve
+from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
 from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
@@ -36,22 +36,20 @@ def apply_lora_model(
     value: Any,
     strength: float,
     mode: str = MERGED,
-    start: float = 0.0,
-    end: float = 1.0,
+    schedule: Schedule = ALWAYS,
     mask: Tensor | None = None,
-    curve: Curve | None = None,
     partial: bool = False,
 ) -> tuple[ModelPatcher, str]:
     """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
 
-    `start`, `end` (shares of the sampling), `curve` (along them) and `mask` (N, H, W) need `mode` LIVE.
+    `schedule` and `mask` (N, H, W) need `mode` LIVE.
     `partial`: layers that the model lacks are left out and counted.
     Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole (with `partial`: not
     at all).
     """
     if mode not in (MERGED, LIVE):
         raise I2LError(f"mode must be {MERGED} or {LIVE}, got {mode}")
-    if mode == MERGED and ((start, end) != (0, 1) or mask is not None or curve is not None):
+    if mode == MERGED and not (schedule.is_constant and mask is None):
         raise I2LError(
             "start, end, curve and mask need the mode live; set mode to live, or start 0, end 1, no curve and "
             "no mask"
@@ -70,7 +68,7 @@ def apply_lora_model(
     if mode == MERGED:
         return apply_merged(model, lora, strength, partial), where
     fitting = check_fits(lora, model, partial)
-    live = LiveLoRA(fitting, strength, start=start, end=end, mask=mask, curve=curve)
+    live = LiveLoRA(fitting, strength, mask=mask, schedule=schedule)
     return attach(model, live), f"live: {where}"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ..schedule import Curve
+from ..schedule import ALWAYS, Schedule
 from .live.branches import Branch
 from .live.engine import attach, attached
 from .live.loras import LiveLoRA
@@ -23,21 +23,18 @@ def asymmetric(
     neutral: Any = None,
     strength: float = 1.0,
     neutral_strength: float = 1.0,
-    start: float = 0.0,
-    end: float = 1.0,
-    curve: Curve | None = None,
+    schedule: Schedule = ALWAYS,
 ) -> ModelPatcher:
     """A clone of `model` that runs positive rows with `style` and negative rows with `neutral` (LORA_MODELs).
 
     Both stay in one batched forward where the host batches them. Without `neutral` negative rows are those of the
-    model as it is; layers that only one of the two has are zero in the other. `start`, `end`: shares of the
-    sampling; `curve`: of both strengths, along it. Raises I2LError, before anything is cloned, for a LoRA that
-    does not fit or numbers out of range.
+    model as it is; layers that only one of the two has are zero in the other. `schedule`: of both. Raises I2LError,
+    before anything is cloned, for a LoRA that does not fit or numbers out of range.
     """
     architecture = architecture_of(model)
 
     def side(value: Any, strength: float, branch: Branch) -> LiveLoRA:
-        return LiveLoRA(lora_of(value, architecture), strength, branch, start=start, end=end, curve=curve)
+        return LiveLoRA(lora_of(value, architecture), strength, branch, schedule=schedule)
 
     loras = [side(style, strength, Branch.POSITIVE)]
     if neutral is not None:

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import I2LError
-from ..schedule import Curve
+from ..schedule import ALWAYS, Schedule
 from .live.branches import Branch, tagged
 from .live.engine import attach
 from .live.loras import LiveLoRA, check_mask
@@ -34,9 +34,7 @@ def add_region(
     value: Any,
     mask: Tensor,
     strength: float = 1.0,
-    start: float = 0.0,
-    end: float = 1.0,
-    curve: Curve | None = None,
+    schedule: Schedule = ALWAYS,
     prompt: Conditioning | None = None,
 ) -> tuple[ModelPatcher, Conditioning]:
     """(a clone of `model`, `positive` with one region more), which belong together; what came in stays as it is.
@@ -54,7 +52,7 @@ def add_region(
         raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
     tag = f"region {uuid4().hex}"
     lora = lora_of(value, architecture_of(model))
-    styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, start, end, curve=curve))
+    styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, schedule=schedule))
     whole = positive[0][1].get(_WHOLE, positive)
     regions = [*_within(positive, 1 - mask), *tagged(_within(prompt or whole, mask), tag)]
     return styled, [[tensor, {**values, _WHOLE: whole}] for tensor, values in regions]

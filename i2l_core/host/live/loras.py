@@ -11,7 +11,7 @@ from torch import Tensor
 from ...checks import check_strength
 from ...errors import I2LError
 from ...lora import LoRA, LowRank, Target, fuse_rows
-from ...schedule import Curve
+from ...schedule import ALWAYS, Schedule
 from .branches import Branch, Chunk
 
 _MOST_STRETCHED = 1.1  # how far the proportions of a mask may be off: rounding to the latent's grid
@@ -22,8 +22,7 @@ class LiveLoRA:
     """A LoRA, and where and when it acts.
 
     `branch`, `tag`: only on rows of that branch, or of conditionings with that tag (`branches.tagged`).
-    `start`, `end`: shares of the sampling, as in ComfyUI's start_percent and end_percent.
-    `curve`: times `strength`, along the same shares.
+    `schedule`: at which steps, and by which factor on `strength`.
     `mask`: (N, H, W) in 0..1, N = 1 or the batch size, any resolution.
     Raises I2LError for numbers out of range.
     """
@@ -32,26 +31,16 @@ class LiveLoRA:
     strength: float = 1.0
     branch: Branch | None = None
     tag: str | None = None
-    start: float = 0.0
-    end: float = 1.0
     mask: Tensor | None = None
-    curve: Curve | None = None
+    schedule: Schedule = ALWAYS
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:  # NaN compares false
-            raise I2LError(f"start and end must be from 0 to 1, got {self.start} and {self.end}")
-        if self.start > self.end:
-            raise I2LError(f"start ({self.start}) is after end ({self.end}); the LoRA would never act")
         if self.mask is not None:
             check_mask(self.mask)
 
     def acts_on(self, chunk: Chunk) -> bool:
         return self.branch in (None, chunk.branch) and (self.tag is None or self.tag in chunk.tags)
-
-    @property
-    def always(self) -> bool:
-        return self.start == 0 and self.end == 1 and self.curve is None
 
 
 def check_mask(mask: Tensor) -> None:

@@ -43,7 +43,7 @@ class Run:
         self._branches: tuple[Branch | None, ...] = ()
         self._latent = noise.shape[-2:]
         self._windows = [_sigmas(one, patcher) for one in live.loras]
-        curved = any(one.curve is not None for one in live.loras)
+        curved = any(one.schedule.curve is not None for one in live.loras)
         self._shares = Shares(patcher) if curved and patcher is not None else None
         self._stacks: OrderedDict[Any, dict[str, RowProducts]] = OrderedDict()
         self._caches = PrefixCaches()
@@ -92,15 +92,16 @@ class Run:
         """What acts on each chunk, and by which factors those with a curve act now."""
         loras = self._live.loras
         sigma = 0.0
-        if sigmas is not None and not all(live.always for live in loras):
+        if sigmas is not None and not all(live.schedule.is_constant for live in loras):
             sigma = float(sigmas.flatten()[0])  # waits for the device: only where a window or curve needs it
         factors = {
-            number: live.curve(self._shares.at(sigma))
+            number: live.schedule.curve(self._shares.at(sigma))
             for number, live in enumerate(loras)
-            if live.curve is not None and self._shares is not None
+            if live.schedule.curve is not None and self._shares is not None
         }
         now = [
-            (live.always or low <= sigma <= high) and live.strength * factors.get(number, 1.0) != 0
+            (live.schedule.is_constant or low <= sigma <= high)
+            and live.strength * factors.get(number, 1.0) != 0
             for number, (live, (high, low)) in enumerate(zip(loras, self._windows, strict=True))
         ]
         plan = tuple(
@@ -176,10 +177,11 @@ class Shares:
 
 def _sigmas(live: LiveLoRA, patcher: ModelPatcher | None) -> tuple[float, float]:
     """Between which sigmas a LoRA acts, by the sampling of the model as it is now."""
-    if live.always or patcher is None:
+    schedule = live.schedule
+    if schedule.is_constant or patcher is None:
         return math.inf, -math.inf
     sampling: Any = patcher.get_model_object("model_sampling")
-    return float(sampling.percent_to_sigma(live.start)), float(sampling.percent_to_sigma(live.end))
+    return float(sampling.percent_to_sigma(schedule.start)), float(sampling.percent_to_sigma(schedule.end))
 
 
 def is_compiled(model: ModelPatcher) -> bool:

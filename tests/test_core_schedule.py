@@ -1,4 +1,4 @@
-"""Curves of strength: what text means, and what it does not."""
+"""Schedules and curves of strength: what text means, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.schedule import NAMED, Curve
+from i2l.i2l_core.schedule import ALWAYS, NAMED, Curve, Schedule
 
 
 def parse(text: str) -> Curve:
@@ -50,9 +50,6 @@ def test_names_are_curves_and_nothing_is_none():
         assert parse(name.upper()).points == parse(NAMED[name]).points
     assert (parse("fade out")(0.25), parse("fade in")(0.25)) == (0.75, 0.25)
     assert Curve.parse("  \n") is None
-    assert parse("0: 0, 1: 0").is_zero
-    assert not parse("fade in").is_zero
-    assert parse("fade in").mean() == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +71,27 @@ def test_what_is_no_curve(text: str, message: str):
     with pytest.raises(I2LError, match=message) as caught:
         Curve.parse(text)
     assert "\n" not in str(caught.value)
+
+
+# when a LoRA acts
+
+
+def test_a_schedule_is_constant_only_when_it_never_changes():
+    assert ALWAYS == Schedule.parse(0.0, 1.0, " ") == Schedule()
+    assert ALWAYS.is_constant
+    for changing in (Schedule(start=0.1), Schedule(end=0.9), Schedule.parse(0.0, 1.0, "0: 1")):
+        assert not changing.is_constant
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (0.8, 0.2, "is after end"),
+        (-0.1, 1.0, "must be from 0 to 1"),
+        (0.0, 1.1, "must be from 0 to 1"),
+        (float("nan"), 1.0, "must be from 0 to 1"),
+    ],
+)
+def test_a_schedule_checks_itself(start: float, end: float, message: str):
+    with pytest.raises(I2LError, match=message):
+        Schedule(start, end)
