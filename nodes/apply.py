@@ -9,8 +9,8 @@ from torch import Tensor
 from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
 from ..i2l_core.host.cards import applied_card
 from ..i2l_core.schedule import Schedule
-from .report import Report
-from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
+from .report import NodeReport
+from .sockets import CATEGORY, LoraModel, curve_input, end_percent_input, start_percent_input, strength_input
 
 ERROR, SKIP = "error", "skip"
 
@@ -42,7 +42,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
                 LoraModel.Input(
                     "lora", tooltip="From Images to LoRA, or a LoRA of ComfyUI's own Train LoRA node."
                 ),
-                strength(
+                strength_input(
                     "strength",
                     "How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
                     "pictures may break, below 0 they move away from the style.",
@@ -55,8 +55,8 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     tooltip="merged: into the weights, free per step. live: beside the weights, a few percent "
                     "slower; for start, end, curve and mask, and for models whose weights cannot be patched.",
                 ),
-                start_percent(),
-                end_percent(),
+                start_percent_input(),
+                end_percent_input(),
                 io.Combo.Input(
                     "missing_layers",
                     options=[ERROR, SKIP],
@@ -66,7 +66,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     tooltip="What to do when the model lacks some of the LoRA's layers: stop with an error that "
                     "names them, or apply the rest and say how many were skipped.",
                 ),
-                curve(),
+                curve_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -103,4 +103,4 @@ class ApplyPredictedLoRA(io.ComfyNode):
             mask,
             partial=missing_layers == SKIP,
         )
-        return io.NodeOutput(patched, ui=Report(where, applied_card(model, lora, strength, mode)))
+        return io.NodeOutput(patched, ui=NodeReport(where, applied_card(model, lora, strength, mode)))

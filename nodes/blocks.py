@@ -8,8 +8,8 @@ from torch import Tensor
 from ..i2l_core.host.lora_model import PredictedLoRA, lora_of
 from ..i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, Where, limited
 from ..i2l_core.schedule import Curve
-from .report import Report
-from .sockets import CATEGORY, LoraModel, strength
+from .report import NodeReport
+from .sockets import CATEGORY, LoraModel, strength_input
 
 CUSTOM = "custom"
 
@@ -41,7 +41,7 @@ class LoRABlocks(io.ComfyNode):
                     "below say; they do nothing otherwise.",
                 ),
                 *(
-                    strength(name, f"custom: strength in {what}.")
+                    strength_input(name, f"custom: strength in {what}.")
                     for name, what in (
                         ("attention", "attention layers"),
                         ("mlp", "MLP layers"),
@@ -81,4 +81,4 @@ class LoRABlocks(io.ComfyNode):
         value = lora_of(lora)
         changed = limited(value, where)
         shown = f"acts in {changed.n_layers} of {value.n_layers} layers"
-        return io.NodeOutput(PredictedLoRA(changed), ui=Report(shown))
+        return io.NodeOutput(PredictedLoRA(changed), ui=NodeReport(shown))

@@ -6,7 +6,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..i2l_core.host.library import EXAMPLES, fingerprint_library, library_folders, read_library
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, Reference
 
 MOST_PICTURES = 64
@@ -68,4 +68,6 @@ class ImagesFromFolder(io.ComfyNode):
         bar = ProgressBar(1)
         library = read_library(folder, most_pictures, lambda done, of: bar.update_absolute(done, of))
         report = str(library)
-        return io.NodeOutput(list(library.styles.values()), list(library.styles), report, ui=Report(report))
+        return io.NodeOutput(
+            list(library.styles.values()), list(library.styles), report, ui=NodeReport(report)
+        )

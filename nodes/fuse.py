@@ -8,8 +8,8 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..i2l_core.host.fuse import CONCAT, INTERPOLATE, MORPH, SPECTRAL, SVD, fuse_lora_models
-from .report import Report
-from .sockets import CATEGORY, LoraModel, strength
+from .report import NodeReport
+from .sockets import CATEGORY, LoraModel, strength_input
 
 MAX_LORAS = 10  # of one node; a fusion can be fused again
 MAX_FRAMES = 256
@@ -71,7 +71,7 @@ class FuseLoRAs(io.ComfyNode):
             **settings,
             progress=bar.update_absolute,
         )
-        return io.NodeOutput(fused, ui=Report(text))
+        return io.NodeOutput(fused, ui=NodeReport(text))
 
 
 def _loras(count: int) -> io.DynamicCombo.Option:
@@ -83,7 +83,7 @@ def _loras(count: int) -> io.DynamicCombo.Option:
             optional=True,
             tooltip="From Images to LoRA or another fusion. All for one base model; an empty socket is left out.",
         )
-        weight = strength(
+        weight = strength_input(
             f"weight_{number}",
             "How much of this LoRA goes in. 1: as it is, 0: left out, below 0: away from its style.",
         )

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..i2l_core.host.cards import guidance_card
 from ..i2l_core.host.guidance import asymmetric, describe
 from ..i2l_core.schedule import Schedule
-from .report import Report
-from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
+from .report import NodeReport
+from .sockets import CATEGORY, LoraModel, curve_input, end_percent_input, start_percent_input, strength_input
 
 _STYLE_TOOLTIP = "The style, from Images to LoRA. It acts on the positive prompt only."
 _NEUTRAL_TOOLTIP = (
@@ -39,11 +39,13 @@ class AsymmetricCFG(io.ComfyNode):
                 ),
                 LoraModel.Input("style", tooltip=_STYLE_TOOLTIP),
                 LoraModel.Input("neutral", optional=True, tooltip=_NEUTRAL_TOOLTIP),
-                strength("strength", "How strong the style is on the positive side. 1 is as predicted."),
-                strength("neutral_strength", "How strong the neutral LoRA is on the negative side."),
-                start_percent(),
-                end_percent(),
-                curve(),
+                strength_input(
+                    "strength", "How strong the style is on the positive side. 1 is as predicted."
+                ),
+                strength_input("neutral_strength", "How strong the neutral LoRA is on the negative side."),
+                start_percent_input(),
+                end_percent_input(),
+                curve_input(),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="For a KSampler. The model that came in stays as it is."),
@@ -64,7 +66,7 @@ class AsymmetricCFG(io.ComfyNode):
     ) -> io.NodeOutput:
         schedule = Schedule.parse(start_percent, end_percent, curve)
         styled = asymmetric(model, style, neutral, strength, neutral_strength, schedule)
-        return io.NodeOutput(styled, ui=Report(describe(styled), guidance_card(styled)))
+        return io.NodeOutput(styled, ui=NodeReport(describe(styled), guidance_card(styled)))
 
 
 class AsymmetricGuider(io.ComfyNode):
@@ -95,8 +97,13 @@ class AsymmetricGuider(io.ComfyNode):
                     round=0.01,
                     tooltip=f"How far to move from the negative to the positive side. {_CFG_1}",
                 ),
-                strength("strength", "How strong the style is on the positive side. 1 is as predicted."),
-                strength("neutral_strength", "How strong the neutral LoRA is on the negative side."),
+                strength_input(
+                    "strength", "How strong the style is on the positive side. 1 is as predicted."
+                ),
+                strength_input("neutral_strength", "How strong the neutral LoRA is on the negative side."),
+                start_percent_input(),
+                end_percent_input(),
+                curve_input(),
             ],
             outputs=[io.Guider.Output("guider", tooltip="For SamplerCustomAdvanced.")],
         )
@@ -112,9 +119,13 @@ class AsymmetricGuider(io.ComfyNode):
         strength: float,
         neutral_strength: float,
         neutral: dict[str, Tensor] | None = None,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        curve: str = "",
     ) -> io.NodeOutput:
-        styled = asymmetric(model, style, neutral, strength, neutral_strength)
+        schedule = Schedule.parse(start_percent, end_percent, curve)
+        styled = asymmetric(model, style, neutral, strength, neutral_strength, schedule)
         guider = comfy.samplers.CFGGuider(styled)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return io.NodeOutput(guider, ui=Report(describe(styled, cfg), guidance_card(styled, cfg)))
+        return io.NodeOutput(guider, ui=NodeReport(describe(styled, cfg), guidance_card(styled, cfg)))

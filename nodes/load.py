@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
 from ..i2l_core.host.predictors.open import open_predictor
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, Predictor
 
 AUTO = "auto"
@@ -80,4 +80,4 @@ class LoadI2LPredictor(io.ComfyNode):
     ) -> io.NodeOutput:
         float8 = ENCODER_WEIGHTS[encoder_weights]
         predictor = open_predictor(predictor_path(predictor_name), allow_code, float8)
-        return io.NodeOutput(predictor, ui=Report(predictor.describe()))
+        return io.NodeOutput(predictor, ui=NodeReport(predictor.describe()))

@@ -9,7 +9,7 @@ from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.lora_files.file import load
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, LoraModel
 
 AUTO = "auto"
@@ -64,4 +64,4 @@ class LoadLoRAFile(io.ComfyNode):
     def execute(cls, lora_name: str, base_model: str = AUTO) -> io.NodeOutput:
         lora = load(lora_path(lora_name), "" if base_model == AUTO else base_model)
         text = f"{lora.n_layers} layers, rank {lora.rank}, for {lora.base_model or 'an unknown base model'}"
-        return io.NodeOutput(PredictedLoRA(lora), ui=Report(text))
+        return io.NodeOutput(PredictedLoRA(lora), ui=NodeReport(text))

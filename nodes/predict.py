@@ -11,7 +11,7 @@ from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.predictors.base import HostPredictor
 from ..i2l_core.references import Batch, references_from
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, Predictor, Reference
 
 MAX_INPUTS = 64
@@ -78,7 +78,7 @@ class ImagesToLoRA(io.ComfyNode):
         bar = ProgressBar(len(references) + 2)
         found = predictor.with_clip(clip).predict(references, bar.update_absolute)
         text = f"{len(references)} references, rank {found.lora.rank}, {found.lora.n_layers} layers"
-        shown = Report(
+        shown = NodeReport(
             text + (f"\n{found.note}" if found.note else ""),
             prediction_card(references, found.lora, found.note),
         )

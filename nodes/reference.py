@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.references import weighted
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, Reference
 
 
@@ -46,4 +46,4 @@ class StyleReference(io.ComfyNode):
     def execute(cls, image: Tensor, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
         references = weighted(image, weight, mask)
         share = "" if references[0].mask is None else f", {references[0].mask.mean():.0%} of it looked at"
-        return io.NodeOutput(references, ui=Report(f"weight {weight:g}{share}"))
+        return io.NodeOutput(references, ui=NodeReport(f"weight {weight:g}{share}"))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..i2l_core.host.regions import add_region
 from ..i2l_core.schedule import Schedule
-from .report import Report
-from .sockets import CATEGORY, LoraModel, curve, end_percent, start_percent, strength
+from .report import NodeReport
+from .sockets import CATEGORY, LoraModel, curve_input, end_percent_input, start_percent_input, strength_input
 
 
 class StyleRegion(io.ComfyNode):
@@ -46,10 +46,10 @@ class StyleRegion(io.ComfyNode):
                     tooltip="The region: white fully, black not at all, gray in between. A later region lies on top "
                     "of an earlier one. Soft edges (Feather Mask) blend better.",
                 ),
-                strength("strength", "How strong the style is in the region. 1 is as predicted."),
-                start_percent(),
-                end_percent(),
-                curve(),
+                strength_input("strength", "How strong the style is in the region. 1 is as predicted."),
+                start_percent_input(),
+                end_percent_input(),
+                curve_input(),
                 io.Conditioning.Input(
                     "prompt",
                     optional=True,
@@ -80,4 +80,4 @@ class StyleRegion(io.ComfyNode):
         schedule = Schedule.parse(start_percent, end_percent, curve)
         styled, regions = add_region(model, positive, lora, mask, strength, schedule, prompt)
         text = f"{float(mask.clamp(0, 1).mean()):.0%} of the picture; {len(regions)} positive predictions per step"
-        return io.NodeOutput(styled, regions, ui=Report(text))
+        return io.NodeOutput(styled, regions, ui=NodeReport(text))

@@ -9,7 +9,7 @@ from comfy_api.latest import ui
 from ..i2l_core.card import Card, text_card
 
 
-class Report(ui.PreviewText):
+class NodeReport(ui.PreviewText):
     """The line under `text`, as core nodes give it, and the card under `i2l_card` (see `web/card.js`).
 
     The front end shows no `text` of nodes that it does not know: without a card, its lines are one.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
 from ..i2l_core.lora_files.names import STYLES, Style
-from .report import Report
+from .report import NodeReport
 from .sockets import CATEGORY, LoraModel
 
 
@@ -75,4 +75,4 @@ class SavePredictedLoRA(io.ComfyNode):
         preview: Tensor | None = None,
     ) -> io.NodeOutput:
         name = save_lora_model(lora, filename, notes, layout, precision, preview)
-        return io.NodeOutput(name, ui=Report(f"saved as {name}"))
+        return io.NodeOutput(name, ui=NodeReport(f"saved as {name}"))

@@ -13,21 +13,21 @@ Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.Referenc
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 
-def strength(name: str, tooltip: str) -> io.Float.Input:
+def strength_input(name: str, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
 
 
-def start_percent() -> io.Float.Input:
+def start_percent_input() -> io.Float.Input:
     return _percent(
         "start_percent", 0.0, "From which share of the sampling on it acts. 0: from the first step."
     )
 
 
-def end_percent() -> io.Float.Input:
+def end_percent_input() -> io.Float.Input:
     return _percent("end_percent", 1.0, "Up to which share of the sampling it acts. 1: to the last step.")
 
 
-def curve() -> io.String.Input:
+def curve_input() -> io.String.Input:
     return io.String.Input(
         "curve",
         default="",

@@ -390,7 +390,7 @@ def test_edge_cases_stay_finite_and_exact(kind):
 def test_a_zero_layer_stays_in_the_lora():
     zero = LoRA({Target("x"): layer(3).scaled(0)})
     fused, report = fuse.svd([zero], [1], 2)
-    assert report == fuse.Report(0.0, 1.0, {Target("x"): 1})
+    assert report == fuse.FusionReport(0.0, 1.0, {Target("x"): 1})
     assert not dense(fused)["x"].any()
 
 

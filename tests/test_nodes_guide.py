@@ -82,11 +82,11 @@ def cfg_node(world, loras, **inputs: Any):
     return AsymmetricCFG.execute(**{**given, **inputs})
 
 
-def guider_node(world, loras, conds, cfg: float):
+def guider_node(world, loras, conds, cfg: float, **inputs: Any):
     from i2l.nodes.guide import AsymmetricGuider
 
     (style, neutral), (positive, negative) = loras, conds
-    return AsymmetricGuider.execute(world.model, positive, negative, style, cfg, 1.0, 1.0, neutral)
+    return AsymmetricGuider.execute(world.model, positive, negative, style, cfg, 1.0, 1.0, neutral, **inputs)
 
 
 def apply_node(world, lora, **inputs: Any):
@@ -99,6 +99,14 @@ def test_both_nodes_paint_the_same(world, loras, conds):
     styled = ksampler(cfg_node(world, loras)[0], conds)
     torch.testing.assert_close(custom(guider_node(world, loras, conds, 4.0)[0]), styled, rtol=1e-5, atol=1e-5)
     assert (styled - ksampler(world.model, conds)).abs().max() > 1e-3
+
+
+def test_both_nodes_have_the_same_schedule(world, loras, conds):
+    schedule = {"start_percent": 0.1, "end_percent": 0.8, "curve": "fade out"}
+    scheduled = ksampler(cfg_node(world, loras, **schedule)[0], conds)
+    guider = guider_node(world, loras, conds, 4.0, **schedule)[0]
+    torch.testing.assert_close(custom(guider), scheduled, rtol=1e-5, atol=1e-5)
+    assert (scheduled - ksampler(cfg_node(world, loras)[0], conds)).abs().max() > 1e-3
 
 
 def test_at_cfg_1_the_style_acts_alone_and_the_node_says_so(world, loras, conds):

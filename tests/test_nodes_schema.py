@@ -50,7 +50,7 @@ def test_every_node_input_and_output_is_explained(schemas):
 def test_nodes_that_report_do_so_when_they_are_cached(host):
     from i2l.nodes import NODES
 
-    reporting = [node for node in NODES if "Report(" in inspect.getsource(node.execute)]
+    reporting = [node for node in NODES if "NodeReport(" in inspect.getsource(node.execute)]
     assert len(reporting) >= 10
     for node in reporting:
         schema = node.define_schema()

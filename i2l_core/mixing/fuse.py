@@ -34,7 +34,7 @@ _Pairs = Sequence[tuple[LoRA, float]]
 
 
 @dataclass(frozen=True)
-class Report:
+class FusionReport:
     """What a fusion kept, over all layers together.
 
     `error`: the size (Frobenius norm) of what was left out over the size of all. `energy`: the share of the squared
@@ -58,7 +58,7 @@ def concat(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 
 def svd(
     loras: Sequence[LoRA], weights: Sequence[float], rank: int | None = None, energy: float | None = None
-) -> tuple[LoRA, Report]:
+) -> tuple[LoRA, FusionReport]:
     """The best approximation of the weighted sum with `rank` or less in every layer (Eckart and Young, 1936).
 
     With `energy`, a share above 0 and up to 1, every layer gets the smallest rank that keeps this share of its own
@@ -69,7 +69,7 @@ def svd(
     return _truncated(concat(loras, weights), rank, energy)
 
 
-def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> tuple[LoRA, Report]:
+def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> tuple[LoRA, FusionReport]:
     """The weighted sum of LoRAs whose singular values are reweighted first, layer by layer.
 
         phi(dW) = U diag(exp(-alpha i)) S V^T        i = 0, 1, ... along the falling singular values
@@ -95,7 +95,7 @@ def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> t
     return lora, shares.report(lora)
 
 
-def interpolate(a: LoRA, b: LoRA, t: float, rank: int | None = None) -> tuple[LoRA, Report]:
+def interpolate(a: LoRA, b: LoRA, t: float, rank: int | None = None) -> tuple[LoRA, FusionReport]:
     """The LoRA at `t`, 0..1, on the way from `a` to `b`: along the arc between their changes, not the chord.
 
         dW(t) = n(t) * (sin((1-t) x) / sin x * dW_a / |dW_a| + sin(t x) / sin x * dW_b / |dW_b|)
@@ -151,7 +151,9 @@ def way(loras: Sequence[LoRA], weights: Sequence[float]) -> Way:
     return Way((w_a, w_b), (size_a, size_b), math.acos(max(0.0, cosine)))
 
 
-def on_the_way(loras: Sequence[LoRA], way: Way, t: float, rank: int | None = None) -> tuple[LoRA, Report]:
+def on_the_way(
+    loras: Sequence[LoRA], way: Way, t: float, rank: int | None = None
+) -> tuple[LoRA, FusionReport]:
     """`interpolate` for many `t`, where sizes and angle are worked out once."""
     lora = concat(loras, way.shares(t))
     return _truncated(lora, rank, None) if rank is not None else (lora, _Shares().report(lora))
@@ -285,14 +287,14 @@ class _Shares:
     def scaled(self, factor: float) -> _Shares:
         return _Shares(factor * self.lost, factor * self.kept, factor * self.total)
 
-    def report(self, lora: LoRA) -> Report:
+    def report(self, lora: LoRA) -> FusionReport:
         ranks = {target: layer.rank for target, layer in lora.layers.items()}
         if not self.total:
-            return Report(0.0, 1.0, ranks)
-        return Report(math.sqrt(self.lost / self.total), self.kept / self.total, ranks)
+            return FusionReport(0.0, 1.0, ranks)
+        return FusionReport(math.sqrt(self.lost / self.total), self.kept / self.total, ranks)
 
 
-def _truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA, Report]:
+def _truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA, FusionReport]:
     if rank is not None and rank < 1:
         raise I2LError(f"rank must be a whole number from 1 up, got {rank}")
     if energy is not None and not 0 < energy <= 1:
