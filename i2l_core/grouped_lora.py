@@ -20,16 +20,16 @@ from .lora import LowRank, Target
 
 
 @dataclass(frozen=True, eq=False)
-class RowProducts:
+class GroupedLoRA:
     """What one Linear adds, for G equal groups of consecutive batch rows.
 
-    Both tensors are ready for a batched product. `owner` tells, per column of the rank, which of the LoRAs of
+    Both tensors are ready for a batched product. `lora_index` tells, per column of the rank, which of the LoRAs of
     its group it belongs to (by the number that `stack` was given; -1 for filling), for gates.
     """
 
     down: Tensor  # (G, d_in, K)
     up: Tensor  # (G, K, d_out)
-    owner: tuple[tuple[int, ...], ...]  # (G, K)
+    lora_index: tuple[tuple[int, ...], ...]  # (G, K)
 
     @property
     def groups(self) -> int:
@@ -65,7 +65,7 @@ def stack(
     groups: Sequence[Sequence[tuple[int, LowRank, float]]],
     device: torch.device | str,
     dtype: torch.dtype,
-) -> RowProducts | None:
+) -> GroupedLoRA | None:
     """Per group the LoRA layers of one Linear that act on it, as (number, layer, strength).
 
     None when no group has any. Layers must agree on d_in and d_out; strengths are folded in in the layer's own
@@ -81,21 +81,21 @@ def stack(
     rank = max(sum(layer.rank for _, layer, _ in group) for group in groups)
     down = torch.zeros(len(groups), d_in, rank, device=device, dtype=dtype)
     up = torch.zeros(len(groups), rank, d_out, device=device, dtype=dtype)
-    owner = []
+    lora_index = []
     for g, group in enumerate(groups):
-        owners: list[int] = []
+        indices: list[int] = []
         for number, layer, strength in group:
-            columns = slice(len(owners), len(owners) + layer.rank)
+            columns = slice(len(indices), len(indices) + layer.rank)
             down[g, :, columns] = layer.down.T.to(device=device, dtype=dtype)
             up[g, columns] = (layer.up * strength).T.to(device=device, dtype=dtype)
-            owners += [number] * layer.rank
-        owner.append(tuple(owners + [-1] * (rank - len(owners))))
-    return RowProducts(down, up, tuple(owner))
+            indices += [number] * layer.rank
+        lora_index.append(tuple(indices + [-1] * (rank - len(indices))))
+    return GroupedLoRA(down, up, tuple(lora_index))
 
 
-def from_pairs(
+def from_batched(
     layers: Mapping[Target, tuple[Tensor, Tensor]], widths: Mapping[str, int]
-) -> dict[str, RowProducts]:
+) -> dict[str, GroupedLoRA]:
     """LoRAs of G groups, batched as a predictor gives them, by weight; differentiable.
 
     `layers`: target -> (down (G, k, d_in), up (G, d_out, k)). Layers on rows of one weight become one product, with
@@ -112,5 +112,5 @@ def from_pairs(
     for weight, pairs in parts.items():
         down = torch.cat([down for down, _ in pairs], dim=1).mT  # (G, d_in, K)
         up = torch.cat([up for _, up in pairs], dim=2).mT  # (G, K, d_out)
-        products[weight] = RowProducts(down, up, ((0,) * up.shape[1],) * up.shape[0])
+        products[weight] = GroupedLoRA(down, up, ((0,) * up.shape[1],) * up.shape[0])
     return products

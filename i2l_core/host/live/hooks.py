@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import I2LError
-from ...grouped_lora import RowProducts
+from ...grouped_lora import GroupedLoRA
 from ...lora import Target
 from .image_tokens import ImageTokens
 
@@ -27,21 +27,21 @@ class Acting:
     `factors`: by number of a LoRA, what its strength is multiplied by now; 1 where it is not named.
     """
 
-    products: Mapping[str, RowProducts]
+    products: Mapping[str, GroupedLoRA]
     span: slice
     rows: int
     gates: Gates | None
     factors: Mapping[int, float]
     _scales: dict[Any, Tensor] = field(default_factory=dict)
 
-    def gate(self, name: str, x: Tensor, products: RowProducts) -> Tensor | None:
+    def gate(self, name: str, x: Tensor, products: GroupedLoRA) -> Tensor | None:
         """What the columns of a product are multiplied by: masks and factors, or None for neither."""
         gate = self.gates.of(name, x, products) if self.gates else None
-        if not any(number in self.factors for owners in products.owner for number in owners):
+        if not any(number in self.factors for indices in products.lora_index for number in indices):
             return gate
-        key = products.owner, x.dtype
+        key = products.lora_index, x.dtype
         if key not in self._scales:
-            columns = [[[self.factors.get(j, 1.0) for j in owners]] for owners in products.owner]
+            columns = [[[self.factors.get(j, 1.0) for j in indices]] for indices in products.lora_index]
             scale = torch.tensor(columns, dtype=x.dtype)  # (G, 1, K)
             self._scales[key] = scale.to(x.device, non_blocking=True)
         return self._scales[key] if gate is None else gate * self._scales[key]
@@ -85,7 +85,7 @@ class Hooks:
         return add
 
 
-def _add(name: str, x: Tensor, out: Tensor, products: RowProducts, acting: Acting) -> Tensor:
+def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: Acting) -> Tensor:
     span = acting.span
     if x.shape[0] == 2 * acting.rows and any(part in name for part in _TWICE):
         halves = zip(x.chunk(2), out.chunk(2), strict=True)
@@ -115,18 +115,18 @@ class Gates:
         self._rows = rows  # of one chunk: one mask of a batch each
         self._made: dict[Any, Tensor] = {}
 
-    def of(self, name: str, x: Tensor, products: RowProducts) -> Tensor | None:
-        """(G, rows / G * tokens, K) for `RowProducts.add_to`, or None when none of its LoRAs has a mask."""
-        if not any(number in self._masks for owners in products.owner for number in owners):
+    def of(self, name: str, x: Tensor, products: GroupedLoRA) -> Tensor | None:
+        """(G, rows / G * tokens, K) for `GroupedLoRA.add_to`, or None when none of its LoRAs has a mask."""
+        if not any(number in self._masks for indices in products.lora_index for number in indices):
             return None
         count = x.shape[1] if x.ndim == 3 else None
-        key = count, self._tokens.is_text(name), x.shape[0], products.owner
+        key = count, self._tokens.is_text(name), x.shape[0], products.lora_index
         if key not in self._made:
             self._made[key] = self._make(name, count, x, products)
         return self._made[key]
 
-    def _make(self, name: str, count: int | None, x: Tensor, products: RowProducts) -> Tensor:
-        groups = len(products.owner)
+    def _make(self, name: str, count: int | None, x: Tensor, products: GroupedLoRA) -> Tensor:
+        groups = len(products.lora_index)
         ones = torch.ones(x.shape[0] // groups, count or 1)
         columns = {}  # by number of a LoRA; what has no mask, and filling, is not there
         for number, mask in self._masks.items():
@@ -134,8 +134,8 @@ class Gates:
             columns[number] = weights.expand(self._rows, -1).repeat(len(ones) // self._rows, 1)
         gate = torch.stack(
             [
-                torch.stack([columns.get(j, ones) for j in owners], -1).flatten(0, 1)
-                for owners in products.owner
+                torch.stack([columns.get(j, ones) for j in indices], -1).flatten(0, 1)
+                for indices in products.lora_index
             ]
         )
         return gate.to(x.device, x.dtype)

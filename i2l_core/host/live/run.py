@@ -21,7 +21,7 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
 from ...errors import I2LError
-from ...grouped_lora import RowProducts, stack
+from ...grouped_lora import GroupedLoRA, stack
 from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, Known, branches_of, chunks_of
 from .hooks import Acting, Gates, Hooks
@@ -45,7 +45,7 @@ class Run:
         self._windows = [_sigmas(one, patcher) for one in live.loras]
         curved = any(one.schedule.curve is not None for one in live.loras)
         self._shares = Shares(patcher) if curved and patcher is not None else None
-        self._stacks: OrderedDict[Any, dict[str, RowProducts]] = OrderedDict()
+        self._stacks: OrderedDict[Any, dict[str, GroupedLoRA]] = OrderedDict()
         self._caches = PrefixCaches()
         self._hooks: dict[int, Hooks] = {}
         self._gates: dict[Any, Gates] = {}
@@ -114,7 +114,7 @@ class Run:
         )
         return plan, factors
 
-    def _stacked(self, groups: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, RowProducts]:
+    def _stacked(self, groups: Plan, device: torch.device, dtype: torch.dtype) -> dict[str, GroupedLoRA]:
         key = groups, device
         if key in self._stacks:
             self._stacks.move_to_end(key)

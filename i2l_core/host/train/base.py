@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...base_models import ARCHITECTURES, Weights, recognise
 from ...errors import I2LError
-from ...grouped_lora import RowProducts, from_pairs
+from ...grouped_lora import GroupedLoRA, from_batched
 from ...lora import Target
 from ...predictors.query.network import LayerSpec
 from ...train.base import Layers, Texts
@@ -111,7 +111,7 @@ class HostBase:
 
     def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
         """Rows whose conditioning the host would not batch (prompts of other lengths) run one after the other."""
-        products = from_pairs(layers, self._widths) if layers else {}
+        products = from_batched(layers, self._widths) if layers else {}
         conds = [self._conds(text, x[i : i + 1]) for i, text in enumerate(texts)]
         batches = _batches(conds)
         parts = [
@@ -131,7 +131,7 @@ class HostBase:
         x: Tensor,
         sigma: Tensor,
         conds: Sequence[Mapping[str, Any]],
-        products: Mapping[str, RowProducts],
+        products: Mapping[str, GroupedLoRA],
     ) -> Tensor:
         options = {}
         if hasattr(self._model.diffusion_model, "clear_kv_cache"):
@@ -207,12 +207,12 @@ def _batches(conds: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return batches
 
 
-def _rows_of(products: Mapping[str, RowProducts], rows: Sequence[int], count: int) -> dict[str, RowProducts]:
+def _rows_of(products: Mapping[str, GroupedLoRA], rows: Sequence[int], count: int) -> dict[str, GroupedLoRA]:
     """The products of some rows of `count`, each row a group of its own."""
     picked = {}
     for name, product in products.items():
         groups = [row * product.groups // count for row in rows]
-        picked[name] = RowProducts(
-            product.down[groups], product.up[groups], tuple(product.owner[g] for g in groups)
+        picked[name] = GroupedLoRA(
+            product.down[groups], product.up[groups], tuple(product.lora_index[g] for g in groups)
         )
     return picked

@@ -42,9 +42,9 @@ def test_equals_a_dense_delta_per_row(data):
 
     gate = None
     if gated:
-        owner = torch.tensor(products.owner).clamp(min=0)  # filling may have any weight
+        index = torch.tensor(products.lora_index).clamp(min=0)  # filling may have any weight
         per_row = weights.view(len(groups), -1, 4)
-        gate = torch.stack([per_row[g][:, owner[g]] for g in range(len(groups))])
+        gate = torch.stack([per_row[g][:, index[g]] for g in range(len(groups))])
     actual = products.add_to(out, x, gate)
     assert actual.data_ptr() == out.data_ptr()  # in place
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
@@ -70,7 +70,7 @@ def test_lower_ranks_are_filled_with_zeros():
         torch.float32,
     )
     assert products is not None
-    assert products.owner == ((0, -1, -1), (1, 1, 2))
+    assert products.lora_index == ((0, -1, -1), (1, 1, 2))
     assert not products.down[0, :, 1:].any()
     assert not products.up[0, 1:].any()
 
