@@ -21,7 +21,7 @@ _TWICE = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
 
 
 @dataclass(frozen=True, eq=False)
-class Acting:
+class ActiveLoRAs:
     """What the hooks of one forward do: products by weight, for these rows out of so many.
 
     `factors`: by number of a LoRA, what its strength is multiplied by now; 1 where it is not named.
@@ -51,7 +51,7 @@ class Hooks:
     """One forward hook on each Linear that any LoRA names. They do nothing unless told to."""
 
     def __init__(self, network: nn.Module, targets: Sequence[Target]) -> None:
-        self._acting: Acting | None = None
+        self._acting: ActiveLoRAs | None = None
         self._handles = [
             network.get_submodule(target.weight).register_forward_hook(self._hook(target.weight))
             for target in targets
@@ -62,12 +62,12 @@ class Hooks:
             handle.remove()
 
     @property
-    def now(self) -> Acting | None:
+    def now(self) -> ActiveLoRAs | None:
         """What the hooks are told to do at this moment."""
         return self._acting
 
     @contextlib.contextmanager
-    def acting(self, acting: Acting | None) -> Iterator[None]:
+    def acting(self, acting: ActiveLoRAs | None) -> Iterator[None]:
         outer, self._acting = self._acting, acting
         try:
             yield
@@ -85,7 +85,7 @@ class Hooks:
         return add
 
 
-def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: Acting) -> Tensor:
+def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: ActiveLoRAs) -> Tensor:
     span = acting.span
     if x.shape[0] == 2 * acting.rows and any(part in name for part in _TWICE):
         halves = zip(x.chunk(2), out.chunk(2), strict=True)

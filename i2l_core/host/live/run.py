@@ -24,7 +24,7 @@ from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, stack
 from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, Known, branches_of, chunks_of
-from .hooks import Acting, Gates, Hooks
+from .hooks import ActiveLoRAs, Gates, Hooks
 from .image_tokens import ImageTokens
 from .loras import LiveLoRA, LiveSet
 
@@ -76,7 +76,7 @@ class Run:
             gates = self._gates_for(network, x, arguments, len(chunks))
             rows = x.shape[0] // len(chunks)
             factors = {number: factor for number, factor in factors.items() if factor != 1}
-            acting = Acting(stacks, slice(first * rows, last * rows), x.shape[0], gates, factors)
+            acting = ActiveLoRAs(stacks, slice(first * rows, last * rows), x.shape[0], gates, factors)
             with self._hooks_on(network).acting(acting), _uncompiled():
                 return call()
 

@@ -28,7 +28,7 @@ from ...predictors.query.network import LayerSpec
 from ...train.base import Layers, Texts
 from ...train.checkpointing import checkpoint_blocks, copy_norm_inputs
 from ...train.config import BaseTable
-from ..live.hooks import Acting, Hooks
+from ..live.hooks import ActiveLoRAs, Hooks
 from .coder import HostCoder
 
 _DTYPES = {"stored": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -137,7 +137,7 @@ class HostBase:
         if hasattr(self._model.diffusion_model, "clear_kv_cache"):
             # keeps keys and values of the prompt, gradients and all, unless some block seems to be replaced
             options["patches_replace"] = {"dit": {("i2l", 0): None}}
-        acting = Acting(products, slice(0, len(x)), len(x), None, {})
+        acting = ActiveLoRAs(products, slice(0, len(x)), len(x), None, {})
         with self._hooks.acting(acting):
             clean = self._model.apply_model(
                 x, sigma, **comfy.samplers.cond_cat(list(conds)), transformer_options=options
