@@ -30,13 +30,13 @@ class ActiveLoRAs:
     products: Mapping[str, GroupedLoRA]
     span: slice
     rows: int
-    gates: Gates | None
+    masks: TokenMasks | None
     factors: Mapping[int, float]
     _scales: dict[Any, Tensor] = field(default_factory=dict)
 
     def gate(self, name: str, x: Tensor, products: GroupedLoRA) -> Tensor | None:
         """What the columns of a product are multiplied by: masks and factors, or None for neither."""
-        gate = self.gates.of(name, x, products) if self.gates else None
+        gate = self.masks.of(name, x, products) if self.masks else None
         if not any(number in self.factors for indices in products.lora_index for number in indices):
             return gate
         key = products.lora_index, x.dtype
@@ -91,7 +91,7 @@ def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: Activ
         halves = zip(x.chunk(2), out.chunk(2), strict=True)
         return torch.cat([_add(name, one, added, products, acting) for one, added in halves])
     if x.shape[0] != acting.rows:
-        if span != slice(0, acting.rows) or products.groups != 1 or acting.gates is not None:
+        if span != slice(0, acting.rows) or products.groups != 1 or acting.masks is not None:
             raise I2LError(
                 f"{name} runs on {x.shape[0]} rows of a batch of {acting.rows}: which of them are positive "
                 "cannot be told, so LoRAs that differ between the branches cannot act on it here"
@@ -106,7 +106,7 @@ def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: Activ
     return torch.cat([out[: span.start], added, out[span.stop :]])
 
 
-class Gates:
+class TokenMasks:
     """Masks as weights of the columns of a product. Layers of the same sizes share them, and all steps do."""
 
     def __init__(self, tokens: ImageTokens, masks: Mapping[int, Tensor], rows: int) -> None:

@@ -24,7 +24,7 @@ from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, stack
 from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, Known, branches_of, chunks_of
-from .hooks import ActiveLoRAs, Gates, Hooks
+from .hooks import ActiveLoRAs, Hooks, TokenMasks
 from .image_tokens import ImageTokens
 from .loras import LiveLoRA, LiveSet
 
@@ -48,7 +48,7 @@ class Run:
         self._stacks: OrderedDict[Any, dict[str, GroupedLoRA]] = OrderedDict()
         self._caches = PrefixCaches()
         self._hooks: dict[int, Hooks] = {}
-        self._gates: dict[Any, Gates] = {}
+        self._masks: dict[Any, TokenMasks] = {}
 
     def lists(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
         """The lists of conds that the next forwards are chunks of."""
@@ -73,10 +73,10 @@ class Run:
             if len(set(groups)) == 1:
                 groups = groups[:1]
             stacks = self._stacked(groups, x.device, model.get_dtype_inference())
-            gates = self._gates_for(network, x, arguments, len(chunks))
+            masks = self._token_masks(network, x, arguments, len(chunks))
             rows = x.shape[0] // len(chunks)
             factors = {number: factor for number, factor in factors.items() if factor != 1}
-            acting = ActiveLoRAs(stacks, slice(first * rows, last * rows), x.shape[0], gates, factors)
+            acting = ActiveLoRAs(stacks, slice(first * rows, last * rows), x.shape[0], masks, factors)
             with self._hooks_on(network).acting(acting), _uncompiled():
                 return call()
 
@@ -86,7 +86,7 @@ class Run:
             hooks.remove()
         self._hooks.clear()
         self._stacks.clear()
-        self._gates.clear()
+        self._masks.clear()
 
     def _plan(self, chunks: tuple[Chunk, ...], sigmas: Tensor | None) -> tuple[Plan, dict[int, float]]:
         """What acts on each chunk, and by which factors those with a curve act now."""
@@ -131,9 +131,9 @@ class Run:
             self._stacks.popitem(last=False)
         return found
 
-    def _gates_for(
+    def _token_masks(
         self, network: nn.Module, x: Tensor, arguments: Mapping[str, Any], chunks: int
-    ) -> Gates | None:
+    ) -> TokenMasks | None:
         masks = {number: live.mask for number, live in enumerate(self._live.loras) if live.mask is not None}
         if not masks:
             return None
@@ -143,7 +143,7 @@ class Run:
                 "use a masked conditioning (Set Mask) instead of an area"
             )
         tokens, rows = ImageTokens.read(network, x, arguments), x.shape[0] // chunks
-        return self._gates.setdefault((tokens, rows), Gates(tokens, masks, rows))
+        return self._masks.setdefault((tokens, rows), TokenMasks(tokens, masks, rows))
 
     def _hooks_on(self, network: nn.Module) -> Hooks:
         if id(network) not in self._hooks:
