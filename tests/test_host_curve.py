@@ -34,8 +34,8 @@ def denoise(model, case: Case, sigmas, latent, noise) -> torch.Tensor:
         return guider.sample(noise, latent, euler, sigmas, disable_pbar=True, seed=1)
 
 
-def share_of(sampling, sigma: float) -> float:
-    """Which share of the sampling a sigma is at, by trying them all."""
+def percent_at(sampling, sigma: float) -> float:
+    """The percent (0..1) of a sigma, by trying them all."""
     return next(k / 10000 for k in range(10001) if sampling.percent_to_sigma(k / 10000) <= sigma)
 
 
@@ -47,10 +47,10 @@ def stepwise(name: str, lora, case: Case, strength_at) -> torch.Tensor:
     sigmas = sigmas_of(build(name))
     for i in range(STEPS):
         model = build(name)
-        share = share_of(model.get_model_object("model_sampling"), float(sigmas[i]))
+        percent = percent_at(model.get_model_object("model_sampling"), float(sigmas[i]))
         noise = case.noise() if i == 0 else torch.zeros_like(latent)
         latent = denoise(
-            apply_merged(model, lora, strength_at(share)), case, sigmas[i : i + 2], latent, noise
+            apply_merged(model, lora, strength_at(percent)), case, sigmas[i : i + 2], latent, noise
         )
     return latent
 
@@ -65,7 +65,7 @@ def test_every_step_has_the_strength_of_the_curve(name: str):
     zero = torch.zeros(case.batch, *LATENTS[name])
     live = attach(model, LiveLoRA(lora, 0.8, schedule=Schedule(curve=curve)))
     actual = denoise(live, case, sigmas_of(model), zero, case.noise())
-    close(actual, stepwise(name, lora, case, lambda share: 0.8 * curve(share)), 2e-4)
+    close(actual, stepwise(name, lora, case, lambda percent: 0.8 * curve(percent)), 2e-4)
     constant = attach(model, LiveLoRA(lora, 0.8))
     assert (actual - denoise(constant, case, sigmas_of(model), zero, case.noise())).abs().max() > 1e-3
 
@@ -107,13 +107,13 @@ def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
     close(curved, result(LiveLoRA(one, mask=mask * 0.5), LiveLoRA(two, 0.7)), 1e-5)
 
 
-def test_shares_are_the_inverse_of_the_hosts_sigmas(name: str):
-    from i2l.i2l_core.host.live.run import Shares
+def test_percents_are_the_inverse_of_the_hosts_sigmas(name: str):
+    from i2l.i2l_core.host.live.run import SigmaToPercent
 
     model = build(name)
-    shares = Shares(model)
+    percents = SigmaToPercent(model)
     sampling: Any = model.get_model_object("model_sampling")
-    for share in (0.0, 0.001, 0.1234, 0.5, 0.9, 0.999, 1.0):
-        assert shares.at(float(sampling.percent_to_sigma(share))) == pytest.approx(share, abs=2e-3)
-    assert shares.at(1e9) == 0
-    assert shares.at(-1.0) == 1
+    for percent in (0.0, 0.001, 0.1234, 0.5, 0.9, 0.999, 1.0):
+        assert percents.at(float(sampling.percent_to_sigma(percent))) == pytest.approx(percent, abs=2e-3)
+    assert percents.at(1e9) == 0
+    assert percents.at(-1.0) == 1

@@ -44,7 +44,7 @@ class Run:
         self._latent = noise.shape[-2:]
         self._windows = [_sigmas(one, patcher) for one in live.loras]
         curved = any(one.schedule.curve is not None for one in live.loras)
-        self._shares = Shares(patcher) if curved and patcher is not None else None
+        self._percents = SigmaToPercent(patcher) if curved and patcher is not None else None
         self._stacks: OrderedDict[Any, dict[str, GroupedLoRA]] = OrderedDict()
         self._caches = PrefixCaches()
         self._hooks: dict[int, Hooks] = {}
@@ -95,9 +95,9 @@ class Run:
         if sigmas is not None and not all(live.schedule.is_constant for live in loras):
             sigma = float(sigmas.flatten()[0])  # waits for the device: only where a window or curve needs it
         factors = {
-            number: live.schedule.curve(self._shares.at(sigma))
+            number: live.schedule.curve(self._percents.at(sigma))
             for number, live in enumerate(loras)
-            if live.schedule.curve is not None and self._shares is not None
+            if live.schedule.curve is not None and self._percents is not None
         }
         now = [
             (live.schedule.is_constant or low <= sigma <= high)
@@ -157,8 +157,8 @@ def _span(plan: Plan) -> tuple[int, int]:
     return (acting[0], acting[-1] + 1) if acting else (0, 0)
 
 
-class Shares:
-    """Which share of the sampling a sigma stands at: the inverse of the host's percent_to_sigma."""
+class SigmaToPercent:
+    """How much of the sampling is over at a sigma, 0..1: the inverse of the host's percent_to_sigma."""
 
     _STEPS = 1024
 
