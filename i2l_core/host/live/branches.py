@@ -31,10 +31,10 @@ class Chunk:
     tags: frozenset[str] = frozenset()
 
 
-Known = Mapping[UUID | None, Chunk]
+ChunkOfUuid = Mapping[UUID | None, Chunk]
 
 
-def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Known:
+def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> ChunkOfUuid:
     """uuid -> chunk, of all conditionings of a guider ("positive", "negative", "empty_negative_prompt", ...)."""
     return {
         entry["uuid"]: Chunk(
@@ -48,16 +48,16 @@ def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> Known:
 
 
 def branches_of(
-    conds: Sequence[Sequence[Mapping[str, Any]] | None], known: Known
+    conds: Sequence[Sequence[Mapping[str, Any]] | None], chunk_of: ChunkOfUuid
 ) -> tuple[Branch | None, ...]:
-    """The branch of each list that the host is about to run; None where its conds are not known."""
-    first = (next((known.get(entry.get("uuid")) for entry in entries or ()), None) for entries in conds)
+    """The branch of each list that the host is about to run; None where no guider named its conds."""
+    first = (next((chunk_of.get(entry.get("uuid")) for entry in entries or ()), None) for entries in conds)
     return tuple(chunk.branch if chunk else None for chunk in first)
 
 
 def chunks_of(
     transformer_options: Mapping[str, Any],
-    known: Known,
+    chunk_of: ChunkOfUuid,
     branches: Sequence[Branch | None],
 ) -> tuple[Chunk, ...]:
     """The chunks of one forward, in order. `branches`: of the lists that their positions count.
@@ -70,7 +70,7 @@ def chunks_of(
     for position, uuid in zip(positions, uuids, strict=True):
         told = branches[position] if position < len(branches) else None
         branch = told or (Branch.NEGATIVE if position else Branch.POSITIVE)
-        own = known.get(uuid)
+        own = chunk_of.get(uuid)
         chunks.append(own if own and own.branch is branch else Chunk(branch))
     return tuple(chunks)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, stack
 from ..prefix_cache import PrefixCaches
-from .branches import Branch, Chunk, Known, branches_of, chunks_of
+from .branches import Branch, Chunk, ChunkOfUuid, branches_of, chunks_of
 from .hooks import ActiveLoRAs, Hooks, TokenMasks
 from .image_tokens import ImageTokens
 from .loras import LiveLoRA, LiveSet
@@ -37,9 +37,11 @@ Plan = tuple[Group, ...]
 class Run:
     """One sampling: who its rows are, the hooks, and the stacked LoRAs on the device."""
 
-    def __init__(self, live: LiveSet, known: Known, patcher: ModelPatcher | None, noise: Tensor) -> None:
+    def __init__(
+        self, live: LiveSet, chunk_of: ChunkOfUuid, patcher: ModelPatcher | None, noise: Tensor
+    ) -> None:
         self._live = live
-        self._known = known
+        self._chunk_of = chunk_of
         self._branches: tuple[Branch | None, ...] = ()
         self._latent = noise.shape[-2:]
         self._windows = [_sigmas(one, patcher) for one in live.loras]
@@ -52,7 +54,7 @@ class Run:
 
     def lists(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
         """The lists of conds that the next forwards are chunks of."""
-        self._branches = branches_of(conds, self._known)
+        self._branches = branches_of(conds, self._chunk_of)
 
     def forward(
         self,
@@ -62,7 +64,7 @@ class Run:
         arguments: Mapping[str, Any],
         call: Callable[[], Tensor],
     ) -> Tensor:
-        chunks = chunks_of(options, self._known, self._branches)
+        chunks = chunks_of(options, self._chunk_of, self._branches)
         plan, factors = self._plan(chunks, options.get("sigmas"))
         network = getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
         with self._caches.of(network, (plan, tuple(factors.items()))):
