@@ -41,7 +41,7 @@ def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
             check_maskable(model.model.diffusion_model)
     clone = model.clone()
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(model).items() if shape}
-    engine = _Engine(LiveSet.of((*attached(model), *loras), widths))
+    engine = LiveEngine(LiveSet.of((*attached(model), *loras), widths))
     for kind, wrapper in engine.wrappers():
         clone.remove_wrappers_with_key(kind, _KEY)
         clone.add_wrapper_with_key(kind, _KEY, wrapper)
@@ -54,7 +54,7 @@ def attached(model: ModelPatcher) -> tuple[LiveLoRA, ...]:
     return model.get_attachment(_KEY) or ()
 
 
-class _Engine:
+class LiveEngine:
     """All live LoRAs of one patcher. What belongs to one sampling is in its `Run`."""
 
     def __init__(self, live: LiveSet) -> None:
