@@ -25,7 +25,7 @@ from ..patch import check_fits, weights_of
 from .branches import read_conds
 from .image_tokens import check_maskable
 from .loras import LiveLoRA, LiveSet, check_mask_fits
-from .run import Run, is_compiled
+from .run import SamplingRun, is_compiled
 
 _KEY = "i2l_live"
 
@@ -55,11 +55,11 @@ def attached(model: ModelPatcher) -> tuple[LiveLoRA, ...]:
 
 
 class LiveEngine:
-    """All live LoRAs of one patcher. What belongs to one sampling is in its `Run`."""
+    """All live LoRAs of one patcher. What belongs to one sampling is in its `SamplingRun`."""
 
     def __init__(self, live: LiveSet) -> None:
         self.live = live
-        self._run: Run | None = None
+        self._run: SamplingRun | None = None
         self._told_of_compile = False
 
     def wrappers(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
@@ -79,7 +79,10 @@ class LiveEngine:
             logging.warning(
                 "i2L: this model runs uncompiled while live LoRAs act on it; merged ones do compile"
             )
-        outer, self._run = self._run, Run(self.live, read_conds(guider.conds), guider.model_patcher, noise)
+        outer, self._run = (
+            self._run,
+            SamplingRun(self.live, read_conds(guider.conds), guider.model_patcher, noise),
+        )
         try:
             return executor(noise, *args, **kwargs)
         finally:
@@ -113,7 +116,7 @@ class LiveEngine:
         model: BaseModel = executor.class_obj
         # (x, t, c_concat, c_crossattn, control, transformer_options)
         options = args[4] if len(args) > 4 else kwargs.get("transformer_options", {})
-        run = self._run or Run(self.live, {}, None, x)
+        run = self._run or SamplingRun(self.live, {}, None, x)
         try:
             return run.forward(model, options, x, kwargs, lambda: executor(x, *args, **kwargs))
         finally:

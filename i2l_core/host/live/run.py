@@ -34,7 +34,7 @@ Group = tuple[tuple[int, float], ...]  # (number of a live LoRA, its strength), 
 Plan = tuple[Group, ...]
 
 
-class Run:
+class SamplingRun:
     """One sampling: who its rows are, the hooks, and the stacked LoRAs on the device."""
 
     def __init__(
