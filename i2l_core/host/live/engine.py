@@ -100,7 +100,7 @@ class LiveEngine:
 
     def _conds(self, executor: Any, model: BaseModel, conds: list[Any], *args: Any, **kwargs: Any):
         if self._run is not None:
-            self._run.lists(conds)
+            self._run.begin_cond_batch(conds)
         if not self._must_split(conds):
             return executor(model, conds, *args, **kwargs)
         alone = ([cond if i == k else None for i, cond in enumerate(conds)] for k in range(len(conds)))

@@ -52,7 +52,7 @@ class SamplingRun:
         self._hooks: dict[int, Hooks] = {}
         self._masks: dict[Any, TokenMasks] = {}
 
-    def lists(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
+    def begin_cond_batch(self, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> None:
         """The lists of conds that the next forwards are chunks of."""
         self._branches = branches_of(conds, self._chunk_of)
 
