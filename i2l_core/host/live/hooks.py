@@ -15,9 +15,9 @@ from ...grouped_lora import GroupedLoRA
 from ...lora import Target
 from .image_tokens import ImageTokens
 
-# Beside reference pictures some networks look at the time of all rows twice, as it is and as zero: their rows, and
-# then all of them again. Qwen-Image-Edit-2511, Z-Image Omni
-_TWICE = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
+# With reference pictures some networks run time layers on a doubled batch: the rows at t, then the same rows at
+# t = 0. Qwen-Image-Edit-2511, Z-Image Omni
+DOUBLED_BATCH_LAYERS = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Hooks:
 
 def _add(name: str, x: Tensor, out: Tensor, products: GroupedLoRA, acting: ActiveLoRAs) -> Tensor:
     span = acting.span
-    if x.shape[0] == 2 * acting.rows and any(part in name for part in _TWICE):
+    if x.shape[0] == 2 * acting.rows and any(part in name for part in DOUBLED_BATCH_LAYERS):
         halves = zip(x.chunk(2), out.chunk(2), strict=True)
         return torch.cat([_add(name, one, added, products, acting) for one, added in halves])
     if x.shape[0] != acting.rows:
