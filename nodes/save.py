@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
-from ..i2l_core.lora_files.names import STYLES, Style
+from ..i2l_core.lora_files.names import KEY_FORMATS, KeyFormat
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel
 
@@ -38,7 +38,7 @@ class SavePredictedLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "layout",
-                    options=list(STYLES),
+                    options=list(KEY_FORMATS),
                     default="ComfyUI",
                     optional=True,
                     tooltip="For whom the file is. ComfyUI: every LoRA loader of ComfyUI reads it. diffusers: for "
@@ -70,7 +70,7 @@ class SavePredictedLoRA(io.ComfyNode):
         lora: dict[str, Tensor],
         filename: str,
         notes: str = "",
-        layout: Style = "ComfyUI",
+        layout: KeyFormat = "ComfyUI",
         precision: str = AS_IT_IS,
         preview: Tensor | None = None,
     ) -> io.NodeOutput:

@@ -250,7 +250,7 @@ def test_the_command_line_needs_no_host(query: Path, tmp_path: Path):
 
 def test_each_family_is_told_from_its_file(query: Path, version_1: Path, tmp_path: Path, run: Run):
     lora = fused(load_v1(version_1).predictor(torch.randn(2, WIDTH, dtype=torch.bfloat16)))
-    save_lora(lora, tmp_path / "lora.safetensors", style="diffusers")
+    save_lora(lora, tmp_path / "lora.safetensors", key_format="diffusers")
     save_lora(lora, tmp_path / "comfy.safetensors")
     cases = {
         query: ("an i2L predictor of the query family for the tiny demo model", "rank 2, 3 layers"),

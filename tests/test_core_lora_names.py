@@ -13,7 +13,7 @@ from i2l.i2l_core.base_models import MODELS, find_model
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
 from i2l.i2l_core.lora_files.file import from_state_dict, load, save, to_state_dict
-from i2l.i2l_core.lora_files.names import STYLES, find, keys_of, recognise_lora, split_key
+from i2l.i2l_core.lora_files.names import KEY_FORMATS, find, keys_of, recognise_lora, split_key
 
 PAIRS = [
     ("lora_down.weight", "lora_up.weight"),
@@ -142,15 +142,15 @@ def deltas(lora: LoRA) -> dict:
     return {str(target): part.to(dtype=torch.float32).delta() for target, part in lora.layers.items()}
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("key_format", KEY_FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_files_of_every_style_say_the_same(adapted, style, dtype, tmp_path):
+def test_files_of_every_key_format_say_the_same(adapted, key_format, dtype, tmp_path):
     model, found = adapted
     found = [
         slot for slot in found if not re.search(r"\.([2-9]|\d\d)\.", slot.name)
     ]  # two blocks of each kind
     lora = fused(random_lora(model, found), found).to(dtype=dtype)
-    path = save(lora, tmp_path / "style.safetensors", style=style)
+    path = save(lora, tmp_path / "style.safetensors", key_format=key_format)
     back = load(path)
     assert (back.base_model, back.predictor, back.references) == (model.id, "p", ("r",))
     widths = {target.weight: part.d_out for target, part in lora.layers.items()}
@@ -158,7 +158,7 @@ def test_files_of_every_style_say_the_same(adapted, style, dtype, tmp_path):
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
-    again = save(fuse_rows(back, widths), tmp_path / "again.safetensors", style=style)
+    again = save(fuse_rows(back, widths), tmp_path / "again.safetensors", key_format=key_format)
     first, second = load_file(path), load_file(again)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -190,22 +190,22 @@ def test_ranks_that_differ_are_said_to_diffusers_only(adapted):
     model, found = adapted
     found = [slot for slot in found if slot.target.rows is None][:3]
     lora = random_lora(model, found, rank=lambda slot: 1 + found.index(slot))
-    for style in STYLES:
-        alphas = {k: v for k, v in to_state_dict(lora, style).items() if k.endswith(".alpha")}
+    for key_format in KEY_FORMATS:
+        alphas = {k: v for k, v in to_state_dict(lora, key_format).items() if k.endswith(".alpha")}
         assert sorted(float(alpha) for alpha in alphas.values()) == (
-            [1, 2, 3] if style == "diffusers" else []
+            [1, 2, 3] if key_format == "diffusers" else []
         )
     same = from_state_dict(to_state_dict(lora, "diffusers"), base_model=model.id)
     for target, part in lora.layers.items():
         assert torch.equal(same.layers[target].up, part.up)
 
 
-def test_another_style_needs_a_known_model(tmp_path):
+def test_another_key_format_needs_a_known_model(tmp_path):
     lora = LoRA({Target("w"): layer(4, 4)})
     with pytest.raises(
         I2LError, match=r"the names that diffusers has .* not known.*save it in ComfyUI's layout"
     ):
-        save(lora, tmp_path / "x.safetensors", style="diffusers")
+        save(lora, tmp_path / "x.safetensors", key_format="diffusers")
     assert not list(tmp_path.iterdir())
 
 

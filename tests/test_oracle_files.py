@@ -47,10 +47,10 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
     return pair, ours(pair.patcher, layers)
 
 
-def written(pair: Pair, lora: LoRA, style: Any, folder: Path) -> Path:
+def written(pair: Pair, lora: LoRA, key_format: Any, folder: Path) -> Path:
     _, weights = architecture_named(pair.patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
-    return save(fuse_rows(lora, widths), folder / "style.safetensors", style=style)
+    return save(fuse_rows(lora, widths), folder / "style.safetensors", key_format=key_format)
 
 
 def error(pair: Pair, lora: LoRA, theirs: torch.Tensor) -> float:
@@ -82,9 +82,9 @@ def test_diffsynth_opens_our_file(host, name: str, tmp_path: Path):
         assert error(pair, lora, pair.call()) <= LIMIT
 
 
-@pytest.mark.parametrize("style", ["ComfyUI", "diffusers", "DiffSynth"])
-def test_we_open_them_again(host, style: str, tmp_path: Path):
+@pytest.mark.parametrize("key_format", ["ComfyUI", "diffusers", "DiffSynth"])
+def test_we_open_them_again(host, key_format: str, tmp_path: Path):
     pair, lora = prepared(test_oracle_diffsynth.PAIRS["FLUX.2"]())
-    back = load(written(pair, lora, style, tmp_path))
+    back = load(written(pair, lora, key_format, tmp_path))
     plain, again = merged_output(pair.patcher, lora, pair), merged_output(pair.patcher, fused(back), pair)
     assert float((plain - again).abs().max()) <= 1e-5 * float(plain.abs().max())

@@ -22,7 +22,7 @@ from ..errors import I2LError
 from ..files.atomic import SUFFIX
 from ..lora import LoRA
 from ..lora_files.file import save
-from ..lora_files.names import STYLES
+from ..lora_files.names import KEY_FORMATS
 from ..mixing.whole_weights import fused
 from ..pictures import read_reference
 from ..predictors.family import family_of
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         for path, lora in zip(
             outputs, _PREDICT[family_of(options.predictor)](options, references), strict=False
         ):
-            sys.stdout.write(f"{save(fused(lora), path, style=options.layout)}\n")
+            sys.stdout.write(f"{save(fused(lora), path, key_format=options.layout)}\n")
     except I2LError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -82,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         help="image encoders of version 1: files, or folders that have them",
     )
     parser.add_argument(
-        "--layout", choices=STYLES, default=STYLES[0], help="whose names the file uses; default: ComfyUI's"
+        "--layout",
+        choices=KEY_FORMATS,
+        default=KEY_FORMATS[0],
+        help="whose names the file uses; default: ComfyUI's",
     )
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
     parser.add_argument(

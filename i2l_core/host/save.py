@@ -13,7 +13,7 @@ from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA
 from ..lora_files.file import safe_join, save
-from ..lora_files.names import Style
+from ..lora_files.names import KeyFormat
 from ..mixing.whole_weights import fused
 from ..references import references_from
 from ..thumbnail import thumbnail
@@ -33,7 +33,7 @@ def save_lora_model(
     value: Any,
     filename: str,
     notes: str = "",
-    style: Style = "ComfyUI",
+    key_format: KeyFormat = "ComfyUI",
     precision: str = AS_IT_IS,
     preview: Tensor | None = None,
 ) -> str:
@@ -48,7 +48,7 @@ def save_lora_model(
     metadata = {"modelspec.description": notes} if notes.strip() else {}
     if preview is not None:
         metadata["modelspec.thumbnail"] = thumbnail(references_from({"preview": preview}))
-    path = save(lora, safe_join(folder, filename), metadata, style)
+    path = save(lora, safe_join(folder, filename), metadata, key_format)
     return os.path.relpath(path, folder.resolve())
 
 

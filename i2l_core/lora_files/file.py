@@ -1,6 +1,6 @@
 """LoRA files: safetensors that ComfyUI's own loaders and other tools read, and theirs, read here.
 
-A layer of a weight is two tensors, down (k, d_in) and up (d_out, k), named as `lora_names` says. ComfyUI's style
+A layer of a weight is two tensors, down (k, d_in) and up (d_out, k), named as `names` says. ComfyUI's key format
 has one layer per weight of the host; that of diffusers / DiffSynth one per layer of theirs.
 """
 
@@ -23,8 +23,8 @@ from ..errors import I2LError
 from ..files.atomic import next_free_path, safe_join, write_new
 from ..lora import LoRA, LowRank, Target
 from .names import (
+    KeyFormat,
     Kind,
-    Style,
     architecture_named,
     are_pair,
     find,
@@ -66,29 +66,29 @@ class OtherKind(I2LError):
     """Tensors that are no plain LoRA: of another kind, or of nothing known."""
 
 
-def to_state_dict(lora: LoRA, style: Style = "ComfyUI") -> dict[str, Tensor]:
+def to_state_dict(lora: LoRA, key_format: KeyFormat = "ComfyUI") -> dict[str, Tensor]:
     """The tensors of a file: on the CPU, contiguous, each with its own storage, in the LoRA's dtype.
 
     Without alpha, which every loader takes for `alpha = rank`; but diffusers takes one rank for all layers, so
-    its style says alpha where ranks differ.
+    its key format says alpha where ranks differ.
     Raises I2LError for a target of rows (call `lora.fuse_rows` first), and when the base model is not known
-    whose names the style needs.
+    whose names the key format needs.
     """
     architecture = architecture_named(lora.base_model) or _architecture_by_weights(lora)
-    if style != "ComfyUI" and architecture is None:
+    if key_format != "ComfyUI" and architecture is None:
         raise I2LError(
-            f"the names that {style} has for these layers are not known, as the LoRA's base model is not; "
+            f"the names that {key_format} has for these layers are not known, as the LoRA's base model is not; "
             "save it in ComfyUI's layout"
         )
     layers: dict[str, LowRank] = {}
     for target, layer in sorted(lora.layers.items()):
         if target.rows is not None:
             raise I2LError(f"{target} covers only rows of its weight; fuse the LoRA before it is written")
-        layers.update(written_layers(target.weight, layer, style, architecture))
-    with_alpha = style == "diffusers" and len({layer.rank for layer in layers.values()}) > 1
+        layers.update(written_layers(target.weight, layer, key_format, architecture))
+    with_alpha = key_format == "diffusers" and len({layer.rank for layer in layers.values()}) > 1
     tensors = {}
     for name, layer in layers.items():
-        down, up, alpha = keys_of(style, name)
+        down, up, alpha = keys_of(key_format, name)
         tensors[down], tensors[up] = _own(layer.down), _own(layer.up)
         if with_alpha:
             tensors[alpha] = torch.tensor(float(layer.rank))
@@ -156,7 +156,7 @@ def load(path: str | Path, base_model: str = "") -> LoRA:
 
 
 def save(
-    lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None, style: Style = "ComfyUI"
+    lora: LoRA, path: str | Path, metadata: Mapping[str, str] | None = None, key_format: KeyFormat = "ComfyUI"
 ) -> Path:
     """Write a LoRA file at `path`, or under the next free number when that exists; return where it is.
 
@@ -166,7 +166,7 @@ def save(
     """
     path = Path(path)
     lora.check_finite()
-    tensors = to_state_dict(lora, style)
+    tensors = to_state_dict(lora, key_format)
     header = _metadata(lora, path.stem) | dict(metadata or {}) | {METADATA_KEY: _about(lora)}
     wrong = sorted(
         str(key) for key, value in header.items() if not (isinstance(key, str) and isinstance(value, str))

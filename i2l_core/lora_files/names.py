@@ -17,11 +17,11 @@ from ..base_models import ARCHITECTURES, MODELS, Architecture, BaseModel, LayerR
 from ..lora import LowRank, Target
 
 Kind = Literal["down", "up", "alpha"]
-Style = Literal["ComfyUI", "diffusers", "DiffSynth"]
-STYLES: tuple[Style, ...] = ("ComfyUI", "diffusers", "DiffSynth")
+KeyFormat = Literal["ComfyUI", "diffusers", "DiffSynth"]
+KEY_FORMATS: tuple[KeyFormat, ...] = ("ComfyUI", "diffusers", "DiffSynth")
 
-# style -> (before the name, after it for down, for up)
-_WRITTEN: Mapping[Style, tuple[str, str, str]] = {
+# key format -> (before the name, after it for down, for up)
+_WRITTEN: Mapping[KeyFormat, tuple[str, str, str]] = {
     "ComfyUI": ("diffusion_model.", ".lora_down.weight", ".lora_up.weight"),
     "diffusers": ("transformer.", ".lora_A.weight", ".lora_B.weight"),
     "DiffSynth": ("", ".lora_A.default.weight", ".lora_B.default.weight"),
@@ -61,9 +61,9 @@ def are_pair(down: str, up: str) -> bool:
     return any(down.endswith(one[0]) and up.endswith(other[0]) for one, other in pairs)
 
 
-def keys_of(style: Style, name: str) -> tuple[str, str, str]:
-    """The keys (down, up, alpha) of a layer in files of this style."""
-    prefix, down, up = _WRITTEN[style]
+def keys_of(key_format: KeyFormat, name: str) -> tuple[str, str, str]:
+    """The keys (down, up, alpha) of a layer in files of this key format."""
+    prefix, down, up = _WRITTEN[key_format]
     return f"{prefix}{name}{down}", f"{prefix}{name}{up}", f"{prefix}{name}{ALPHA}"
 
 
@@ -136,14 +136,14 @@ def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Architec
 
 
 def written_layers(
-    weight: str, layer: LowRank, style: Style, architecture: Architecture | None
+    weight: str, layer: LowRank, key_format: KeyFormat, architecture: Architecture | None
 ) -> Iterator[tuple[str, LowRank]]:
-    """The layers (name, layer) by which a file of this style says the same as `layer` on the whole `weight`.
+    """The layers (name, layer) by which a file of this key format says the same as `layer` on the whole `weight`.
 
     A fused weight becomes one layer for each of its parts, of no higher rank than it needs; parts that nothing
     acts on are left out. A weight that no table knows keeps the host's name.
     """
-    rules = [] if architecture is None or style == "ComfyUI" else _rules_of(architecture, weight)
+    rules = [] if architecture is None or key_format == "ComfyUI" else _rules_of(architecture, weight)
     if not rules:
         yield weight, layer
     elif rules[0][0].part is None:
