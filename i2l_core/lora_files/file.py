@@ -125,8 +125,8 @@ def from_state_dict(
         base_model = base_model or found
     layers: dict[Target, LowRank] = {}
     for name, layer in read.items():
-        place = find(architecture, name) if architecture else None
-        target, layer = place.read(layer) if place else (Target(without_prefix(name)), layer)
+        named = find(architecture, name) if architecture else None
+        target, layer = named.read(layer) if named else (Target(without_prefix(name)), layer)
         if target in layers:
             raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
         layers[target] = layer

@@ -1,8 +1,10 @@
 """How tools name the tensors of a LoRA, and which layer of which base model a name stands for.
 
 A key is PREFIX + NAME + SUFFIX. The suffix says which of the two matrices it is; the name is the host's own, the
-one of diffusers / DiffSynth (the same here), or kohya's: either of them with "_" for ".". Prefixes say who wrote
-the file and are dropped. All names come from the tables in `architectures`.
+one of diffusers / DiffSynth (the same here), or kohya's: either of them with "_" for ".". No two layers of a model
+have the same name in kohya's spelling, so names are compared in it, and what converters made of them ("_" kept or
+replaced here and there) is found too. Prefixes say who wrote the file and are dropped. All names come from the
+tables in `base_models`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ _SUFFIXES: tuple[tuple[str, Kind], ...] = (
 )
 _DOTTED = ("diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "dit.")
 _FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's: "_" for "." in what follows
-_DIGITS = re.compile(r"(?<![^._])\d+(?![^._])")  # a part of a name that is a number
+# peeled off in any order and number; the names in the tables have none of them
+_FLAT_PREFIXES = tuple(prefix.replace(".", "_") for prefix in (*_DOTTED, *_FLAT))
+_NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")  # between two "_", or at an end
 
 
 def split_key(key: object) -> tuple[Kind, str] | None:
@@ -76,8 +80,8 @@ def without_prefix(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
-    """What a name stands for: a rule of a table and the index of the block.
+class NamedLayer:
+    """The layer that a name stands for: a rule of a table and the index of the block.
 
     `native`: it is the host's name. `absent`: only the reference has the layer, not the host.
     """
@@ -106,16 +110,40 @@ class Place:
         return Target(self.weight, rows), layer.halves_swapped() if self.rule.swapped else layer
 
 
-def find(architecture: Architecture, name: str) -> Place | None:
-    """The place of a layer's name, with or without a prefix, in any spelling; None when it has none."""
-    dotted, flat = _tables(architecture)
-    for prefix in ("", *_DOTTED):
-        if name.startswith(prefix) and (place := _look_up(dotted, name.removeprefix(prefix))):
-            return place
-    for prefix in _FLAT:
-        if name.startswith(prefix) and (place := _look_up(flat, name.removeprefix(prefix))):
-            return place
+def find(architecture: Architecture, name: str) -> NamedLayer | None:
+    """The layer that `name` stands for, with or without prefixes, in any spelling; None when no table has it.
+
+    One walk: dots become "_", prefixes are peeled off one by one, and each number is tried as the block index.
+    """
+    names = _names(architecture)
+    for bare in _without_prefixes(name.replace(".", "_")):
+        if bare in names and "{}" not in bare:
+            return names[bare]
+        for number in _NUMBER.finditer(bare):
+            pattern = f"{bare[: number.start()]}{{}}{bare[number.end() :]}"
+            if pattern in names:
+                return replace(names[pattern], index=number.group())
     return None
+
+
+def _without_prefixes(flat: str) -> Iterator[str]:
+    """The name as it stands, then without its first prefix, without the next one, and so on."""
+    yield flat
+    for prefix in _FLAT_PREFIXES:
+        if flat.startswith(prefix) and len(flat) > len(prefix):
+            yield from _without_prefixes(flat.removeprefix(prefix))
+
+
+@functools.cache
+def _names(architecture: Architecture) -> Mapping[str, NamedLayer]:
+    """Every name of the table's layers, with "_" for dots and {} for the block index, which stays empty."""
+    layers = [(rule.weight, NamedLayer(rule, "", native=True)) for rule in architecture.rules]
+    layers += [(rule.name, NamedLayer(rule, "", native=False)) for rule in architecture.rules]
+    layers += [
+        (name, NamedLayer(LayerRule(name, name), "", native=True, absent=True))
+        for name in architecture.absent
+    ]
+    return {name.replace(".", "_"): layer for name, layer in layers}
 
 
 def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Architecture, ...], BaseModel | None]:
@@ -157,59 +185,23 @@ def written_layers(
         yield from [part for part in parts if part[1].up.any()] or parts
 
 
-_Table = Mapping[str, Place]  # by name, with {} for the index that a place then gets
-
-
-@functools.cache
-def _tables(architecture: Architecture) -> tuple[_Table, _Table]:
-    """Every name of the table's layers, spelled with dots, and as kohya does."""
-    dotted = {rule.weight: Place(rule, "", native=True) for rule in architecture.rules}
-    dotted |= {rule.name: Place(rule, "", native=False) for rule in architecture.rules}
-    dotted |= {
-        name: Place(LayerRule(name, name), "", native=True, absent=True) for name in architecture.absent
-    }
-    return dotted, {name.replace(".", "_"): place for name, place in dotted.items()}
-
-
-@functools.cache
-def _rules_by_weight(architecture: Architecture) -> Mapping[str, tuple[LayerRule, ...]]:
-    found: dict[str, list[LayerRule]] = {}
-    for rule in architecture.rules:
-        found.setdefault(rule.weight, []).append(rule)
-    return {weight: tuple(rules) for weight, rules in found.items()}
-
-
-def _spellings(name: str) -> Iterator[tuple[str, str]]:
-    """(name with {} for one of its numbers, the number), and the name as it stands."""
-    yield name, ""
-    for match in _DIGITS.finditer(name):
-        yield f"{name[: match.start()]}{{}}{name[match.end() :]}", match.group()
-
-
-def _look_up(table: _Table, name: str) -> Place | None:
-    for spelling, index in _spellings(name):
-        if spelling in table and ("{}" in spelling) == bool(index):
-            return replace(table[spelling], index=index)
-    return None
-
-
 def _rules_of(architecture: Architecture, weight: str) -> list[tuple[LayerRule, str]]:
-    table = _rules_by_weight(architecture)
-    for spelling, index in _spellings(weight):
-        if spelling in table:
-            return [(rule, index) for rule in table[spelling]]
-    return []
+    """The rules of all layers that the host keeps in `weight`, in the order of their rows, and the block index."""
+    named = find(architecture, weight)
+    if named is None or named.absent or named.weight != weight:
+        return []
+    return [(rule, named.index) for rule in architecture.rules if rule.weight == named.rule.weight]
 
 
 def _fits(model: BaseModel, names: Mapping[str, tuple[int, int]]) -> bool:
     """Whether the base model has a layer of this size under each of the names that its table knows."""
     weights = _weights_of(model)
     for name, size in names.items():
-        place = find(model.architecture, name)
-        if place is None or place.absent:
+        named = find(model.architecture, name)
+        if named is None or named.absent:
             continue
-        shape = weights.get(f"{place.weight}.weight")
-        if shape is None or size != (shape[0] // place.parts, shape[1]):
+        shape = weights.get(f"{named.weight}.weight")
+        if shape is None or size != (shape[0] // named.parts, shape[1]):
             return False
     return True
 
