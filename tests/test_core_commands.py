@@ -21,8 +21,9 @@ from i2l.i2l_core.base_models import MODELS
 from i2l.i2l_core.commands import inspect, predict
 from i2l.i2l_core.encoders import DINOV3, SIGLIP2, load_pooled
 from i2l.i2l_core.lora import LoRA
-from i2l.i2l_core.lora_files.file import load, to_state_dict
+from i2l.i2l_core.lora_files.file import load
 from i2l.i2l_core.lora_files.file import save as save_lora
+from i2l.i2l_core.lora_files.tensors import to_state_dict
 from i2l.i2l_core.mixing.whole_weights import fused
 from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors.query.file import save_predictor

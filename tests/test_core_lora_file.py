@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files import atomic as new_file
+from i2l.i2l_core.files.atomic import next_free_path, safe_join
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
-from i2l.i2l_core.lora_files.file import from_state_dict, load, next_free_path, safe_join, save, to_state_dict
+from i2l.i2l_core.lora_files.file import load, save
+from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
 
 DOWN, UP = "lora_down.weight", "lora_up.weight"
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from i2l.i2l_core.base_models import MODELS, find_model
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
-from i2l.i2l_core.lora_files.file import from_state_dict, load, save, to_state_dict
+from i2l.i2l_core.lora_files.file import load, save
 from i2l.i2l_core.lora_files.names import KEY_FORMATS, find, keys_of, recognise_lora, split_key
+from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
 
 PAIRS = [
     ("lora_down.weight", "lora_up.weight"),

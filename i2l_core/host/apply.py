@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from ..lora_files.file import OtherKind
+from ..lora_files.tensors import OtherKind
 from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
 from .live.loras import LiveLoRA

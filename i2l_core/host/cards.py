@@ -7,7 +7,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ..card import Card, lora_entry, warning
-from ..lora_files.file import OtherKind
+from ..lora_files.tensors import OtherKind
 from .apply import LIVE
 from .guidance import NO_NEGATIVE_SIDE, has_no_negative_side
 from .live.branches import Branch

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..base_models import Architecture
 from ..errors import I2LError
 from ..lora import LoRA
-from ..lora_files.file import from_state_dict, to_state_dict
+from ..lora_files.tensors import from_state_dict, to_state_dict
 from ..mixing.whole_weights import fused
 
 

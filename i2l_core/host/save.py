@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
+from ..files.atomic import safe_join
 from ..lora import LoRA
-from ..lora_files.file import safe_join, save
+from ..lora_files.file import save
 from ..lora_files.names import KeyFormat
 from ..mixing.whole_weights import fused
 from ..references import references_from

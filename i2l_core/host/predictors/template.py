@@ -17,7 +17,7 @@ from torch import nn
 from ...base_models import find_model
 from ...checks import listed
 from ...lora import LoRA
-from ...lora_files.file import from_state_dict
+from ...lora_files.tensors import from_state_dict
 from ...predictors.published import published
 from ...predictors.template.pictures import grays_like, pictures_of
 from ...predictors.template.read import read_template
