@@ -99,7 +99,7 @@ def from_batched(
     """LoRAs of G groups, batched as a predictor gives them, by weight; differentiable.
 
     `layers`: target -> (down (G, k, d_in), up (G, d_out, k)). Layers on rows of one weight become one product, with
-    zeros in B beside their rows, as `lora.fuse_rows` does. `widths`: weight -> d_out of the whole weight.
+    zeros in B beside their rows, as `lora.to_whole_weights` does. `widths`: weight -> d_out of the whole weight.
     """
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for target, (down, up) in layers.items():

@@ -177,31 +177,34 @@ class LoRA:
         return replace(self, layers=layers)
 
 
-def fuse_rows(lora: LoRA, widths: Mapping[str, int]) -> LoRA:
+def to_whole_weights(lora: LoRA, widths: Mapping[str, int]) -> LoRA:
     """The same LoRA with one whole-weight target per weight, exact.
 
     Layers that share a weight become one: A stacked, B block-placed on its rows with zeros elsewhere.
     Ranks add up.
     A layer that already covers its whole weight, alone, is passed on as it is.
 
-    `widths`: weight -> d_out of the whole weight; read only for weights that need fusing.
+    `widths`: weight -> d_out of the whole weight; read only for weights with rows or several layers.
     Raises I2LError when a width is missing, when rows leave the weight, or when the layers' d_in differ.
     """
     by_weight: dict[str, list[tuple[Target, LowRank]]] = {}
     for target, layer in lora.layers.items():
         by_weight.setdefault(target.weight, []).append((target, layer))
-    return replace(lora, layers={Target(w): _fuse(w, parts, widths) for w, parts in by_weight.items()})
+    return replace(lora, layers={Target(w): _whole(w, parts, widths) for w, parts in by_weight.items()})
 
 
-def _fuse(weight: str, parts: list[tuple[Target, LowRank]], widths: Mapping[str, int]) -> LowRank:
+def _whole(weight: str, parts: list[tuple[Target, LowRank]], widths: Mapping[str, int]) -> LowRank:
     if len(parts) == 1 and parts[0][0].rows is None:
         return parts[0][1]
     if weight not in widths:
-        raise I2LError(f"cannot fuse the LoRA layers of {weight}: its number of rows is not known")
+        raise I2LError(
+            f"the LoRA layers of {weight} cannot become one layer of the whole weight: its number of rows is not known"
+        )
     d_out = widths[weight]
     if len({layer.d_in for _, layer in parts}) != 1:
         raise I2LError(
-            f"cannot fuse the LoRA layers of {weight}: their inputs differ, {[p.d_in for _, p in parts]}"
+            f"the LoRA layers of {weight} cannot become one layer of the whole weight: their inputs differ, "
+            f"{[p.d_in for _, p in parts]}"
         )
     blocks = []
     for target, layer in sorted(parts, key=lambda part: part[0]):

@@ -24,7 +24,7 @@ from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.lora_files.file import load
 from i2l.i2l_core.lora_files.file import save as save_lora
 from i2l.i2l_core.lora_files.tensors import to_state_dict
-from i2l.i2l_core.mixing.whole_weights import fused
+from i2l.i2l_core.mixing.whole_weights import in_whole_weights
 from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors.query.file import save_predictor
 from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
@@ -82,7 +82,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def same(found: LoRA, expected: LoRA) -> None:
-    ours, theirs = to_state_dict(fused(found)), to_state_dict(fused(expected))
+    ours, theirs = to_state_dict(in_whole_weights(found)), to_state_dict(in_whole_weights(expected))
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor)
@@ -138,8 +138,8 @@ def test_version_1_runs_both_encoders_and_the_predictor(version_1: Path, tmp_pat
             return predictor(torch.cat([encoder.encode(pictures) for encoder in encoders], dim=1), weights)
 
     expected = lora([read_reference(path).pixels for path in PICTURES], (2, 1))
-    assert style.layers.keys() == fused(expected).layers.keys()
-    for target, layer in fused(expected).layers.items():
+    assert style.layers.keys() == in_whole_weights(expected).layers.keys()
+    for target, layer in in_whole_weights(expected).layers.items():
         assert torch.equal(style.layers[target].up, layer.up)
         assert torch.equal(style.layers[target].down, layer.down)
     assert (style.rank, style.base_model, style.predictor) == (
@@ -148,7 +148,7 @@ def test_version_1_runs_both_encoders_and_the_predictor(version_1: Path, tmp_pat
         "tiny v1",
     )  # 4 x 2, q k and v in one
     assert style.references == tuple(read_reference(path).hash for path in PICTURES)
-    for target, layer in fused(lora([torch.full((50, 70, 3), GRAY)], (1,))).layers.items():
+    for target, layer in in_whole_weights(lora([torch.full((50, 70, 3), GRAY)], (1,))).layers.items():
         assert torch.equal(neutral.layers[target].delta(), layer.delta())
 
 
@@ -180,8 +180,8 @@ def test_nothing_is_overwritten_and_names_get_their_ending(query: Path, tmp_path
 @pytest.mark.parametrize("layout", ["ComfyUI", "diffusers", "DiffSynth"])
 def test_files_of_every_layout_are_the_same_lora(version_1: Path, tmp_path: Path, run: Run, layout: str):
     arguments = (PICTURES[0], "--predictor", version_1, "--out", tmp_path / "a", "--dtype", "fp32")
-    expected = fused(run.saved(*arguments)[0])
-    found = fused(run.saved(*arguments, "--layout", layout)[0])
+    expected = in_whole_weights(run.saved(*arguments)[0])
+    found = in_whole_weights(run.saved(*arguments, "--layout", layout)[0])
     assert found.layers.keys() == expected.layers.keys()
     for target, layer in expected.layers.items():
         torch.testing.assert_close(found.layers[target].delta(), layer.delta())
@@ -250,7 +250,7 @@ def test_the_command_line_needs_no_host(query: Path, tmp_path: Path):
 
 
 def test_each_family_is_told_from_its_file(query: Path, version_1: Path, tmp_path: Path, run: Run):
-    lora = fused(load_v1(version_1).predictor(torch.randn(2, WIDTH, dtype=torch.bfloat16)))
+    lora = in_whole_weights(load_v1(version_1).predictor(torch.randn(2, WIDTH, dtype=torch.bfloat16)))
     save_lora(lora, tmp_path / "lora.safetensors", key_format="diffusers")
     save_lora(lora, tmp_path / "comfy.safetensors")
     cases = {

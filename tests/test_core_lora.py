@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
+from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
 
 SIZES = st.integers(1, 9)
 
@@ -46,10 +46,10 @@ def test_scaled_scales_the_delta_exactly(k, d_in, d_out, quarters):
 
 @given(fused_weights())
 @settings(deadline=None)
-def test_fuse_rows_equals_dense_placement(case):
+def test_whole_weights_equals_dense_placement(case):
     d_out, layers = case
     lora = LoRA(layers, base_model="z-image", predictor="p", references=("a", "b"))
-    fused = fuse_rows(lora, {"block.qkv": d_out})
+    fused = to_whole_weights(lora, {"block.qkv": d_out})
 
     dense = torch.zeros(d_out, next(iter(layers.values())).d_in, dtype=torch.float64)
     for target, layer in layers.items():
@@ -63,9 +63,9 @@ def test_fuse_rows_equals_dense_placement(case):
     assert (fused.base_model, fused.predictor, fused.references) == ("z-image", "p", ("a", "b"))
 
 
-def test_fuse_rows_leaves_whole_weights_alone():
+def test_whole_weights_leaves_whole_weights_alone():
     layer = low_rank(2, 3, 4)
-    fused = fuse_rows(LoRA({Target("out"): layer}), {})
+    fused = to_whole_weights(LoRA({Target("out"): layer}), {})
     assert fused.layers[Target("out")] is layer
 
 
@@ -82,14 +82,14 @@ def test_fuse_rows_leaves_whole_weights_alone():
         ),
     ],
 )
-def test_fuse_rows_refuses_what_does_not_fit(layers, widths, message):
+def test_whole_weights_refuses_what_does_not_fit(layers, widths, message):
     with pytest.raises(I2LError, match=message):
-        fuse_rows(LoRA(layers), widths)
+        to_whole_weights(LoRA(layers), widths)
 
 
-def test_fuse_rows_keeps_the_gradient():
+def test_whole_weights_keeps_the_gradient():
     up = torch.randn(2, 1, requires_grad=True)
-    fused = fuse_rows(LoRA({Target("w", (1, 2)): LowRank(torch.ones(1, 3), up)}), {"w": 4})
+    fused = to_whole_weights(LoRA({Target("w", (1, 2)): LowRank(torch.ones(1, 3), up)}), {"w": 4})
     fused.layers[Target("w")].delta().sum().backward()
     assert up.grad is not None
     assert torch.equal(up.grad, torch.full((2, 1), 3.0))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files import atomic as new_file
 from i2l.i2l_core.files.atomic import next_free_path, safe_join
-from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
+from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
 from i2l.i2l_core.lora_files.file import load, save
 from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
 
@@ -68,7 +68,10 @@ def test_row_targets_must_be_fused_first():
     lora = LoRA({Target("qkv", (4, 4)): LowRank(torch.randn(2, 3), torch.randn(4, 2))})
     with pytest.raises(I2LError, match=r"qkv\[4:8\] covers only rows"):
         to_state_dict(lora)
-    same(from_state_dict(to_state_dict(fuse_rows(lora, {"qkv": 12}))), fuse_rows(lora, {"qkv": 12}))
+    same(
+        from_state_dict(to_state_dict(to_whole_weights(lora, {"qkv": 12}))),
+        to_whole_weights(lora, {"qkv": 12}),
+    )
 
 
 @pytest.mark.parametrize(

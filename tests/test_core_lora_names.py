@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from i2l.i2l_core.base_models import MODELS, find_model
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
+from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
 from i2l.i2l_core.lora_files.file import load, save
 from i2l.i2l_core.lora_files.names import KEY_FORMATS, find, keys_of, recognise_lora, split_key
 from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
@@ -134,9 +134,9 @@ def random_lora(model, found, rank=lambda slot: 2) -> LoRA:
     return LoRA(layers, model.id, "p", ("r",))
 
 
-def fused(lora: LoRA, found) -> LoRA:
+def whole(lora: LoRA, found) -> LoRA:
     widths = {slot.target.weight: 3 * slot.target.rows[1] // 32 for slot in found if slot.target.rows}
-    return fuse_rows(lora, widths)
+    return to_whole_weights(lora, widths)
 
 
 def deltas(lora: LoRA) -> dict:
@@ -150,16 +150,16 @@ def test_files_of_every_key_format_say_the_same(adapted, key_format, dtype, tmp_
     found = [
         slot for slot in found if not re.search(r"\.([2-9]|\d\d)\.", slot.name)
     ]  # two blocks of each kind
-    lora = fused(random_lora(model, found), found).to(dtype=dtype)
+    lora = whole(random_lora(model, found), found).to(dtype=dtype)
     path = save(lora, tmp_path / "style.safetensors", key_format=key_format)
     back = load(path)
     assert (back.base_model, back.predictor, back.references) == (model.id, "p", ("r",))
     widths = {target.weight: part.d_out for target, part in lora.layers.items()}
-    expected, got = deltas(lora), deltas(fuse_rows(back, widths))
+    expected, got = deltas(lora), deltas(to_whole_weights(back, widths))
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     assert {tensor.dtype for tensor in load_file(path).values()} == {dtype}
-    again = save(fuse_rows(back, widths), tmp_path / "again.safetensors", key_format=key_format)
+    again = save(to_whole_weights(back, widths), tmp_path / "again.safetensors", key_format=key_format)
     first, second = load_file(path), load_file(again)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -169,7 +169,7 @@ def test_parts_get_back_the_rank_they_had(adapted):
     model, found = adapted
     found = list(found)[:8]
     lora = random_lora(model, found)
-    written = from_state_dict(to_state_dict(fused(lora, found), "DiffSynth"), base_model=model.id)
+    written = from_state_dict(to_state_dict(whole(lora, found), "DiffSynth"), base_model=model.id)
     assert written.layers.keys() == lora.layers.keys()
     for target, part in lora.layers.items():
         assert torch.equal(written.layers[target].down, part.down)

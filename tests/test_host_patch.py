@@ -7,7 +7,7 @@ import torch
 from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for, quantised
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.lora import LoRA, LowRank, Target, fuse_rows
+from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -126,7 +126,7 @@ def test_fused_and_sliced_layers_give_the_same(host, name):
     patcher = build(name)
     lora = lora_for(patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
-    fused = fuse_rows(lora, widths)
+    fused = to_whole_weights(lora, widths)
     assert fused.n_layers < lora.n_layers
     expected = dense(parameters(patcher), lora, 1.0)
     with loaded(apply_merged(patcher, fused, 1.0)) as patched:
@@ -144,7 +144,9 @@ def test_the_stock_loader_gives_the_same_weights_from_a_saved_file(patcher, tmp_
 
     lora = lora_for(patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(patcher).items()}
-    saved = comfy.utils.load_torch_file(str(save(fuse_rows(lora, widths), tmp_path / "ink.safetensors")))
+    saved = comfy.utils.load_torch_file(
+        str(save(to_whole_weights(lora, widths), tmp_path / "ink.safetensors"))
+    )
     stock, _ = comfy.sd.load_lora_for_models(patcher, None, saved, 0.8, 0.0)
     assert stock is not None
     assert len(stock.patches) == len({target.weight for target in lora.layers})

@@ -24,9 +24,9 @@ from oracles import (
 )
 from safetensors.torch import load_file
 
-from i2l.i2l_core.lora import LoRA, LowRank, fuse_rows
+from i2l.i2l_core.lora import LoRA, LowRank, to_whole_weights
 from i2l.i2l_core.lora_files.file import load, save
-from i2l.i2l_core.mixing.whole_weights import fused
+from i2l.i2l_core.mixing.whole_weights import in_whole_weights
 
 pytestmark = test_oracle_diffsynth.pytestmark
 
@@ -50,7 +50,7 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
 def written(pair: Pair, lora: LoRA, key_format: Any, folder: Path) -> Path:
     _, weights = architecture_named(pair.patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
-    return save(fuse_rows(lora, widths), folder / "style.safetensors", key_format=key_format)
+    return save(to_whole_weights(lora, widths), folder / "style.safetensors", key_format=key_format)
 
 
 def error(pair: Pair, lora: LoRA, theirs: torch.Tensor) -> float:
@@ -86,5 +86,8 @@ def test_diffsynth_opens_our_file(host, name: str, tmp_path: Path):
 def test_we_open_them_again(host, key_format: str, tmp_path: Path):
     pair, lora = prepared(test_oracle_diffsynth.PAIRS["FLUX.2"]())
     back = load(written(pair, lora, key_format, tmp_path))
-    plain, again = merged_output(pair.patcher, lora, pair), merged_output(pair.patcher, fused(back), pair)
+    plain, again = (
+        merged_output(pair.patcher, lora, pair),
+        merged_output(pair.patcher, in_whole_weights(back), pair),
+    )
     assert float((plain - again).abs().max()) <= 1e-5 * float(plain.abs().max())

@@ -23,7 +23,7 @@ from ..files.atomic import SUFFIX
 from ..lora import LoRA
 from ..lora_files.file import save
 from ..lora_files.names import KEY_FORMATS
-from ..mixing.whole_weights import fused
+from ..mixing.whole_weights import in_whole_weights
 from ..pictures import read_reference
 from ..predictors.family import family_of
 from ..predictors.query.attention_bias import attention_bias
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         for path, lora in zip(
             outputs, _PREDICT[family_of(options.predictor)](options, references), strict=False
         ):
-            sys.stdout.write(f"{save(fused(lora), path, key_format=options.layout)}\n")
+            sys.stdout.write(f"{save(in_whole_weights(lora), path, key_format=options.layout)}\n")
     except I2LError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -14,7 +14,7 @@ from ..base_models import Architecture
 from ..errors import I2LError
 from ..lora import LoRA
 from ..lora_files.tensors import from_state_dict, to_state_dict
-from ..mixing.whole_weights import fused
+from ..mixing.whole_weights import in_whole_weights
 
 
 class PredictedLoRA(dict[str, Tensor]):
@@ -24,7 +24,7 @@ class PredictedLoRA(dict[str, Tensor]):
     """
 
     def __init__(self, lora: LoRA, neutral: bool = False) -> None:
-        super().__init__(to_state_dict(fused(lora)))
+        super().__init__(to_state_dict(in_whole_weights(lora)))
         self.lora = lora
         self.neutral = neutral
 

@@ -1,7 +1,7 @@
 """Merged application: a LoRA as weight patches on a cloned MODEL, which cost nothing per step.
 
-Layers on rows of a fused weight go to the host as they are, with an offset. Fusing them first
-(`lora.fuse_rows`) gives the same sum, but multiplies the zeros of the block-placed B as well: three times the
+Layers on rows of a fused weight go to the host as they are, with an offset. One layer of the whole weight
+(`lora.to_whole_weights`) gives the same sum, but multiplies the zeros of the block-placed B as well: three times the
 work and a dense change of the full width at once for q, k and v.
 
 The host skips what it cannot place, and only logs a wrong shape; so everything is checked before the clone.

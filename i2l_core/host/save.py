@@ -15,7 +15,7 @@ from ..files.atomic import safe_join
 from ..lora import LoRA
 from ..lora_files.file import save
 from ..lora_files.names import KeyFormat
-from ..mixing.whole_weights import fused
+from ..mixing.whole_weights import in_whole_weights
 from ..references import references_from
 from ..thumbnail import thumbnail
 from .folders import loras_folder
@@ -44,7 +44,7 @@ def save_lora_model(
     modelspec.thumbnail: up to four of its pictures side by side. Raises I2LError for a name that leaves the folder, a
     LoRA that is not plain or does not fit the precision, and a disk that refuses; nothing is changed then.
     """
-    lora = _in_precision(fused(lora_of(value)), precision)
+    lora = _in_precision(in_whole_weights(lora_of(value)), precision)
     folder = loras_folder()
     metadata = {"modelspec.description": notes} if notes.strip() else {}
     if preview is not None:

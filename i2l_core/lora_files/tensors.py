@@ -51,7 +51,7 @@ def to_state_dict(lora: LoRA, key_format: KeyFormat = "ComfyUI") -> dict[str, Te
 
     Without alpha, which every loader takes for `alpha = rank`; but diffusers takes one rank for all layers, so
     its key format says alpha where ranks differ.
-    Raises I2LError for a target of rows (call `lora.fuse_rows` first), and when the base model is not known
+    Raises I2LError for a target of rows (call `lora.to_whole_weights` first), and when the base model is not known
     whose names the key format needs.
     """
     architecture = architecture_named(lora.base_model) or _architecture_by_weights(lora)
@@ -63,7 +63,9 @@ def to_state_dict(lora: LoRA, key_format: KeyFormat = "ComfyUI") -> dict[str, Te
     layers: dict[str, LowRank] = {}
     for target, layer in sorted(lora.layers.items()):
         if target.rows is not None:
-            raise I2LError(f"{target} covers only rows of its weight; fuse the LoRA before it is written")
+            raise I2LError(
+                f"{target} covers only rows of its weight; a file needs whole weights (in_whole_weights)"
+            )
         layers.update(written_layers(target.weight, layer, key_format, architecture))
     with_alpha = key_format == "diffusers" and len({layer.rank for layer in layers.values()}) > 1
     tensors = {}

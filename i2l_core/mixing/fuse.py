@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..base_models import find_model
 from ..errors import I2LError
-from ..lora import LoRA, LowRank, Target, fuse_rows
+from ..lora import LoRA, LowRank, Target, to_whole_weights
 from . import spectrum
 from .whole_weights import row_widths
 
@@ -267,7 +267,7 @@ def _whole(lora: LoRA, weights: set[str], widths: Mapping[str, int]) -> LoRA:
     if not parts:
         return lora
     rest = {target: layer for target, layer in lora.layers.items() if target.weight not in weights}
-    return replace(lora, layers=rest | dict(fuse_rows(LoRA(parts), widths).layers))
+    return replace(lora, layers=rest | dict(to_whole_weights(LoRA(parts), widths).layers))
 
 
 # singular directions

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from ..base_models import find_model
-from ..lora import LoRA, Target, fuse_rows
+from ..lora import LoRA, Target, to_whole_weights
 
 
-def fused(lora: LoRA) -> LoRA:
+def in_whole_weights(lora: LoRA) -> LoRA:
     """One layer per weight, exact: what files and core nodes understand."""
-    return fuse_rows(lora, row_widths(lora))
+    return to_whole_weights(lora, row_widths(lora))
 
 
 def row_widths(lora: LoRA) -> dict[str, int]:

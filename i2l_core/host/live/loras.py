@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...checks import check_strength
 from ...errors import I2LError
-from ...lora import LoRA, LowRank, Target, fuse_rows
+from ...lora import LoRA, LowRank, Target, to_whole_weights
 from ...schedule import ALWAYS, Schedule
 from .branches import Branch, Chunk
 
@@ -84,7 +84,7 @@ class LiveSet:
     @classmethod
     def of(cls, loras: Sequence[LiveLoRA], widths: Mapping[str, int]) -> LiveSet:
         """`widths`: weight -> its number of rows in that model."""
-        return cls(tuple(loras), tuple(fuse_rows(live.lora, widths).layers for live in loras))
+        return cls(tuple(loras), tuple(to_whole_weights(live.lora, widths).layers for live in loras))
 
     @property
     def nbytes(self) -> int:
