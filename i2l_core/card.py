@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .lora import LoRA
-from .mixing.plot import inner_by_place
+from .mixing.plot import inner_by_position
 from .references import Reference
 from .thumbnail import thumbnail
 
@@ -48,7 +48,7 @@ def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
     energies: dict[
         tuple[str, int], float
     ] = {}  # by block, in the order in which a picture passes through them
-    for place, energy in sorted(inner_by_place(lora, lora).items(), key=lambda item: item[0].order):
+    for place, energy in sorted(inner_by_position(lora, lora).items(), key=lambda item: item[0].order):
         block = place.section, place.index
         energies[block] = energies.get(block, 0.0) + energy
     total = sum(energies.values()) or 1.0

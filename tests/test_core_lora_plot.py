@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from i2l.i2l_core.base_models import ARCHITECTURES
-from i2l.i2l_core.base_models.places import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, place_of
+from i2l.i2l_core.base_models.places import ATTENTION, BOTH, IMAGE, MLP, MODULATION, OTHER, TEXT, position_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.mixing import fuse
-from i2l.i2l_core.mixing.plot import draw, inner_by_place, kept_by_rank
+from i2l.i2l_core.mixing.plot import draw, inner_by_position, kept_by_rank
 from i2l.i2l_core.mixing.spectrum import inner
 
 FLUX2 = [
@@ -59,14 +59,17 @@ def lora(names=FLUX2, rank: int = 3, scale: float = 1.0, **about) -> LoRA:
     ],
 )
 def test_places_of_weights(weight, section, index, stream, kind):
-    place = place_of(weight)
+    place = position_of(weight)
     assert (place.section, place.index, place.stream, place.kind) == (section, index, stream, kind)
 
 
 def test_every_layer_of_the_known_models_inside_a_block_has_a_kind():
     for architecture in ARCHITECTURES:
         for rule in architecture.rules:
-            place, same = place_of(rule.weight.replace("{}", "3")), place_of(rule.name.replace("{}", "3"))
+            place, same = (
+                position_of(rule.weight.replace("{}", "3")),
+                position_of(rule.name.replace("{}", "3")),
+            )
             assert (place.kind == OTHER) <= (not place.blocks), rule.weight
             assert (place.kind, place.stream) == (same.kind, same.stream), rule.name
 
@@ -74,8 +77,8 @@ def test_every_layer_of_the_known_models_inside_a_block_has_a_kind():
 def test_energies_and_products_add_up():
     a, b = lora(), lora(FLUX2[2:], rank=2)
     for one, two in ((a, a), (a, b)):
-        assert sum(inner_by_place(one, two).values()) == pytest.approx(float(inner(one, two)))
-    assert len(inner_by_place(a, a)) == 2 * 3 + 3 + 2
+        assert sum(inner_by_position(one, two).values()) == pytest.approx(float(inner(one, two)))
+    assert len(inner_by_position(a, a)) == 2 * 3 + 3 + 2
 
 
 def test_kept_by_rank_is_what_svd_keeps():

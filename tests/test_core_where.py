@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from i2l.i2l_core.base_models import find_model
-from i2l.i2l_core.base_models.places import place_of
+from i2l.i2l_core.base_models.places import position_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.mixing.block_weights import PRESETS, Where, limited
@@ -21,7 +21,7 @@ def lora_for(model) -> LoRA:
     """On the host's whole weights of the first blocks, at a 32nd of the size, in fp64."""
     layers = {}
     for name, (d_out, d_in) in model.weights().items():
-        if place_of(name).index < BLOCKS:
+        if position_of(name).index < BLOCKS:
             d_out, d_in = max(12, d_out // 32), max(12, d_in // 32)
             layer = LowRank(torch.randn(2, d_in).double(), torch.randn(d_out, 2).double())
             layers[Target(name.removesuffix(".weight"))] = layer
@@ -51,7 +51,7 @@ def test_every_kind_and_stream_has_its_strength(lora: LoRA):
     changed = limited(lora, where)
     by_kind = {"attention": 2.0, "MLP": 0.5}
     for target in lora.layers:
-        place = place_of(target.weight)
+        place = position_of(target.weight)
         common = {"image": 3.0, "text": 0.25}.get(place.stream, 1.0)
         before = lora.layers[target].delta()
         if place.kind == "attention + MLP":
@@ -69,7 +69,7 @@ def test_depth_goes_from_the_first_block_to_the_last(lora: LoRA):
     changed = limited(lora, Where(depth=Curve(((0.0, 1.0), (1.0, 2.0)))))
     found: dict[tuple, set[float]] = {}
     for target in lora.layers:
-        place = place_of(target.weight)
+        place = position_of(target.weight)
         strength = round(float((changed.layers[target].up / lora.layers[target].up).median()), 4)
         if place.blocks:
             found.setdefault((place.order[0], place.index), set()).add(strength)
@@ -87,7 +87,7 @@ def test_depth_goes_from_the_first_block_to_the_last(lora: LoRA):
 def test_presets_part_the_network(lora: LoRA):
     """Early, middle and late blocks are all blocks, once; so are the kinds of layers."""
     everything = set(lora.layers)
-    blocks = {target for target in everything if place_of(target.weight).blocks}
+    blocks = {target for target in everything if position_of(target.weight).blocks}
     thirds = [
         set(limited(lora, PRESETS[name]).layers) for name in ("early blocks", "middle blocks", "late blocks")
     ]

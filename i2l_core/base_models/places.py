@@ -14,7 +14,7 @@ IMAGE, TEXT = "image", "text"
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPosition:
     """`blocks`: the run of like blocks, such as "double_blocks", and `index` in it; neither outside of blocks.
 
     `stream`: IMAGE or TEXT where the layer sees only one of the two, else empty.
@@ -72,13 +72,13 @@ _STREAMS = (
 )
 
 
-def place_of(weight: str) -> Place:
+def position_of(weight: str) -> LayerPosition:
     """`weight`: a parameter of the diffusion model as `lora.Target` names it."""
     found = re.match(r"(.*?)\.(\d+)\.", weight + ".")
     blocks, index = (
         (found.group(1), int(found.group(2))) if found and not _numbered(found.group(1)) else ("", 0)
     )
-    return Place(blocks, index, _first(_STREAMS, weight, ""), _first(_KINDS, weight, OTHER))
+    return LayerPosition(blocks, index, _first(_STREAMS, weight, ""), _first(_KINDS, weight, OTHER))
 
 
 def _numbered(name: str) -> bool:

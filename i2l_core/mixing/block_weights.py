@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import torch
 
-from ..base_models.places import ATTENTION, BOTH, IMAGE, MLP, TEXT, Place, place_of
+from ..base_models.places import ATTENTION, BOTH, IMAGE, MLP, TEXT, LayerPosition, position_of
 from ..checks import check_strength
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
@@ -74,7 +74,7 @@ def limited(lora: LoRA, where: Where) -> LoRA:
     depths = _depths(lora)
     layers: dict[Target, LowRank] = {}
     for target, layer in lora.layers.items():
-        changed = _scaled(target, layer, place_of(target.weight), where, depths.get(target.weight))
+        changed = _scaled(target, layer, position_of(target.weight), where, depths.get(target.weight))
         if changed is not None:
             layers[target] = changed
     if not layers:
@@ -87,7 +87,7 @@ def limited(lora: LoRA, where: Where) -> LoRA:
 
 def _depths(lora: LoRA) -> dict[str, float]:
     """Weight -> 0..1 for weights in blocks, in the order in which a picture passes through them."""
-    places = {target.weight: place_of(target.weight) for target in lora.layers}
+    places = {target.weight: position_of(target.weight) for target in lora.layers}
     found = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
     lengths: dict[int, int] = {}  # by the rank of a run of blocks
     for rank, index in found.values():
@@ -101,7 +101,7 @@ def _depths(lora: LoRA) -> dict[str, float]:
 
 
 def _scaled(
-    target: Target, layer: LowRank, place: Place, where: Where, depth: float | None
+    target: Target, layer: LowRank, place: LayerPosition, where: Where, depth: float | None
 ) -> LowRank | None:
     common = {IMAGE: where.image, TEXT: where.text}.get(place.stream, 1.0)
     if depth is not None and where.depth is not None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..base_models import find_model
-from ..base_models.places import KINDS, Place, place_of
+from ..base_models.places import KINDS, LayerPosition, position_of
 from ..errors import I2LError
 from ..lora import LoRA
 from .fuse import common_base_model
@@ -42,7 +42,7 @@ _APART = 0.026  # of the axis, between two numbers
 _ROWS = 7  # bars of layers by kind
 _MARKS = (0.9, 0.99)  # shares of the energy whose rank is marked
 
-Energies = Mapping[Place, float]
+Energies = Mapping[LayerPosition, float]
 
 
 def draw(lora: LoRA, other: LoRA | None = None, size: tuple[int, int] = SIZE) -> Tensor:
@@ -62,11 +62,11 @@ def draw(lora: LoRA, other: LoRA | None = None, size: tuple[int, int] = SIZE) ->
     return _pixels(figure)
 
 
-def inner_by_place(a: LoRA, b: LoRA) -> dict[Place, float]:
+def inner_by_position(a: LoRA, b: LoRA) -> dict[LayerPosition, float]:
     """The inner product of two LoRAs by block and kind of layer; of a LoRA with itself its energies."""
-    found: dict[Place, float] = {}
+    found: dict[LayerPosition, float] = {}
     for weight, product in inner_by_weight(a, b).items():
-        place = place_of(weight)
+        place = position_of(weight)
         found[place] = found.get(place, 0.0) + float(product)
     return found
 
@@ -87,7 +87,7 @@ def kept_by_rank(lora: LoRA) -> Tensor:
 
 
 def _draw_one(figure: Figure, lora: LoRA) -> None:
-    energies = inner_by_place(lora, lora)
+    energies = inner_by_position(lora, lora)
     _header(
         figure,
         "Where this style acts" if any(energies.values()) else "This LoRA changes nothing",
@@ -110,8 +110,10 @@ def _draw_one(figure: Figure, lora: LoRA) -> None:
 
 
 def _draw_two(figure: Figure, one: LoRA, two: LoRA) -> None:
-    products = inner_by_place(one, two)
-    first, second = ({place: 0.0 for place in products} | inner_by_place(lora, lora) for lora in (one, two))
+    products = inner_by_position(one, two)
+    first, second = (
+        {place: 0.0 for place in products} | inner_by_position(lora, lora) for lora in (one, two)
+    )
     overall = _cosine(*(sum(values.values()) for values in (products, first, second)))
     _header(
         figure,
@@ -185,13 +187,13 @@ class _Bar:
     width: float
     section: str
     index: int
-    places: frozenset[Place]
+    places: frozenset[LayerPosition]
 
     def sum(self, values: Energies, kind: str = "") -> float:
         return sum(v for place, v in values.items() if place in self.places and kind in ("", place.kind))
 
 
-def _bars(places: Iterable[Place]) -> list[_Bar]:
+def _bars(places: Iterable[LayerPosition]) -> list[_Bar]:
     """Blocks in the order of depth, section by section; the bars of short sections are wider."""
     bars, left = [], 0.0
     ordered = sorted(places, key=lambda place: place.order)
@@ -243,9 +245,9 @@ def _sections(
 # kinds of layers, and ranks
 
 
-def _by_kind(values: Energies) -> dict[str, frozenset[Place]]:
+def _by_kind(values: Energies) -> dict[str, frozenset[LayerPosition]]:
     """Layers of one kind and stream, in words."""
-    groups: dict[str, set[Place]] = {}
+    groups: dict[str, set[LayerPosition]] = {}
     both = "both" if any(place.stream for place in values) else ""
     for place in values:
         groups.setdefault(", ".join(filter(None, (place.kind, place.stream or both))), set()).add(place)
