@@ -7,7 +7,7 @@ of them under diffusers' names: the modulation and time layers.
 
 from __future__ import annotations
 
-from .table import Architecture, LayerRule
+from .table import Architecture, BaseModel, LayerRule
 
 _SQUARE = ("hidden", "hidden")
 _MLP_IN, _MLP_OUT = ("6*hidden", "hidden"), ("hidden", "3*hidden")  # in: the gate and what it gates
@@ -76,4 +76,39 @@ FLUX2 = Architecture(
         "single": "single_blocks.{}.linear1",
         "guidance": "guidance_in.in_layer",  # dev only
     },
+)
+
+_CODE = "https://github.com/black-forest-labs/flux2"
+
+MODELS = (
+    BaseModel(
+        id="flux2-klein-4b",
+        title="FLUX.2 klein 4B",
+        architecture=FLUX2,
+        sizes={"hidden": 3072, "double": 5, "single": 20},
+        other_sizes={"text": 7680},
+        manager_name="Flux.2 Klein 4B-base",
+        modelspec_architecture="Flux.2-klein-4b",
+        implementation=_CODE,
+    ),
+    BaseModel(
+        id="flux2-klein-9b",
+        title="FLUX.2 klein 9B",
+        architecture=FLUX2,
+        sizes={"hidden": 4096, "double": 8, "single": 24},
+        other_sizes={"text": 12288},
+        manager_name="Flux.2 Klein 9B-base",
+        modelspec_architecture="Flux.2-klein-9b",
+        implementation=_CODE,
+    ),
+    BaseModel(
+        id="flux2-dev",
+        title="FLUX.2 dev",
+        architecture=FLUX2,
+        sizes={"hidden": 6144, "double": 8, "single": 48},
+        other_sizes={"text": 15360, "guidance": 1},
+        manager_name="Flux.2 D",
+        modelspec_architecture="Flux.2-dev",
+        implementation=_CODE,
+    ),
 )

@@ -7,7 +7,7 @@ used. ComfyUI 0.30's own LoRA loader finds none of them under the original names
 
 from __future__ import annotations
 
-from .table import Architecture, LayerRule
+from .table import Architecture, BaseModel, LayerRule
 
 _LAYERS = {  # the host's name: (d_out, d_in)
     "language_model.layers.{}.self_attn.q_proj": ("query", "hidden"),
@@ -54,5 +54,25 @@ HIDREAM_O1 = Architecture(
         "model.visual.deepstack_merger_list.{}.linear_fc1",
         "model.visual.deepstack_merger_list.{}.linear_fc2",
         "lm_head",
+    ),
+)
+
+MODELS = (
+    BaseModel(
+        id="hidream-o1",
+        title="HiDream-O1",
+        architecture=HIDREAM_O1,
+        sizes={"hidden": 4096, "layers": 36, "eyes": 27},
+        other_sizes={
+            "query": 4096,
+            "key": 1024,
+            "mlp": 12288,
+            "eye": 1152,
+            "eye_mlp": 4304,
+            "bottleneck": 1024,
+        },
+        manager_name="HiDream-O1",
+        modelspec_architecture="HiDream-O1",
+        implementation="https://github.com/HiDream-ai/HiDream-O1-Image",
     ),
 )

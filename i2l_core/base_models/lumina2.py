@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .table import Architecture, LayerRule
+from .table import Architecture, BaseModel, LayerRule
 
 _BLOCKS = ("noise_refiner", "context_refiner", "siglip_refiner", "layers")
 _MODULATED = ("noise_refiner", "layers")
@@ -60,4 +60,25 @@ LUMINA2 = Architecture(
         "context": "context_refiner.{}.attention.qkv",
         "eyes": "siglip_refiner.{}.attention.qkv",
     },
+)
+
+MODELS = (
+    BaseModel(
+        id="z-image",
+        title="Z-Image",
+        architecture=LUMINA2,
+        sizes={"dim": 3840, "layers": 30},
+        other_sizes={
+            "mlp": 10240,
+            "time": 1024,
+            "text": 2560,
+            "refiners": 2,
+            "context": 2,
+            "eyes": 2,  # these two: Omni-Base
+            "siglip": 1152,
+        },
+        manager_name="ZImageBase",
+        modelspec_architecture="Z-Image",
+        implementation="https://github.com/Tongyi-MAI/Z-Image",
+    ),
 )

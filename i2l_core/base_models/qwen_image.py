@@ -7,7 +7,7 @@ sizes.
 
 from __future__ import annotations
 
-from .table import Architecture, LayerRule
+from .table import Architecture, BaseModel, LayerRule
 
 _SQUARE = ("hidden", "hidden")
 
@@ -43,4 +43,17 @@ QWEN_IMAGE = Architecture(
         "text": ("txt_in", 1),
         "layers": "transformer_blocks.{}.img_mod.1",
     },
+)
+
+MODELS = (
+    BaseModel(
+        id="qwen-image",
+        title="Qwen-Image",
+        architecture=QWEN_IMAGE,
+        sizes={"hidden": 3072, "layers": 60, "text": 3584},
+        other_sizes={},
+        manager_name="Qwen",
+        modelspec_architecture="Qwen-Image",
+        implementation="https://github.com/QwenLM/Qwen-Image",
+    ),
 )

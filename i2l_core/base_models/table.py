@@ -107,6 +107,35 @@ class Architecture:
         return tuple(layer for rule in self.rules for layer in _adapted(rule, weights))
 
 
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base model that predictors and LoRAs are made for.
+
+    `sizes` tells it from the other models of its architecture; `other_sizes` are the rest, also of parts that only some
+    of its releases have. The last three are how other tools call it in LoRA files: Civitai's name, which LoRA
+    managers show; modelspec_architecture; where the model's own code is.
+    """
+
+    id: str
+    title: str
+    architecture: Architecture
+    sizes: Mapping[str, int]
+    other_sizes: Mapping[str, int]
+    manager_name: str = ""
+    modelspec_architecture: str = ""
+    implementation: str = ""
+
+    def weights(self) -> Weights:
+        """The weights of all its layers, for when no model is loaded."""
+        return self.architecture.weights({**self.sizes, **self.other_sizes})
+
+    def matches(self, weights: Weights) -> bool:
+        if not self.architecture.matches(weights):
+            return False
+        found = self.architecture.read_sizes(weights)
+        return all(found[name] == size for name, size in self.sizes.items())
+
+
 def _indices(name: str, weights: Weights) -> Iterator[int]:
     index = 0
     while f"{name.format(index)}.weight" in weights:
