@@ -124,3 +124,15 @@ def test_a_lora_of_which_nothing_is_left_is_refused(lora: LoRA):
     with pytest.raises(I2LError, match="cannot be told apart; set both alike"):
         limited(part, Where(attention=0.5))
     assert limited(part, Where(attention=0.5, mlp=0.5)).n_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "d_out", "d_in"),
+    [("single_blocks.0.linear1", 7 * 12, 12), ("single_blocks.0.linear2", 12, 5 * 12)],
+)
+def test_attention_and_mlp_are_not_told_apart_in_layers_of_other_sizes(weight: str, d_out: int, d_in: int):
+    """FLUX.1 has layers of these names, with other parts."""
+    lora = LoRA({Target(weight): LowRank(torch.randn(2, d_in), torch.randn(d_out, 2))})
+    with pytest.raises(I2LError, match=r"attention and MLP of this layer cannot be told apart"):
+        limited(lora, Where(mlp=0.5))
+    assert limited(lora, Where(mlp=0.5, attention=0.5)).n_layers == 1

@@ -17,6 +17,7 @@ __all__ = [
     "BaseModel",
     "LayerRule",
     "Weights",
+    "architecture_of_network",
     "find_model",
     "recognise",
 ]
@@ -30,6 +31,11 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(dict.fromkeys(model.architecture
 def find_model(id: str) -> BaseModel | None:
     """The known base model of this id, or None."""
     return next((model for model in MODELS if model.id == id), None)
+
+
+def architecture_of_network(network: object) -> Architecture | None:
+    """The architecture whose class in the host this network is of, whatever its sizes; None for any other."""
+    return next((one for one in ARCHITECTURES if one.network == type(network).__name__), None)
 
 
 def recognise(weights: Weights) -> BaseModel:

@@ -7,7 +7,7 @@ of them under diffusers' names: the modulation and time layers.
 
 from __future__ import annotations
 
-from .table import Architecture, BaseModel, LayerRule
+from .table import Architecture, AttentionPart, BaseModel, LayerRule
 
 _SQUARE = ("hidden", "hidden")
 _MLP_IN, _MLP_OUT = ("6*hidden", "hidden"), ("hidden", "3*hidden")  # in: the gate and what it gates
@@ -39,11 +39,13 @@ FLUX2 = Architecture(
             "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
             "single_blocks.{}.linear1",
             size=("9*hidden", "hidden"),
+            attention=AttentionPart("rows", 3, 9),
         ),
         LayerRule(
             "single_transformer_blocks.{}.attn.to_out",
             "single_blocks.{}.linear2",
             size=("hidden", "4*hidden"),
+            attention=AttentionPart("columns", 1, 4),
         ),
         LayerRule("x_embedder", "img_in", size=("hidden", 128)),
         LayerRule("context_embedder", "txt_in", size=("hidden", "text")),
@@ -76,6 +78,16 @@ FLUX2 = Architecture(
         "single": "single_blocks.{}.linear1",
         "guidance": "guidance_in.in_layer",  # dev only
     },
+    sections={
+        "double_blocks": "double blocks",
+        "transformer_blocks": "double blocks",
+        "single_blocks": "single blocks",
+        "single_transformer_blocks": "single blocks",
+    },
+    two_streams=("double_blocks", "transformer_blocks"),
+    network="Flux",
+    text_only=("txt_",),
+    references="ref_latents",
 )
 
 _CODE = "https://github.com/black-forest-labs/flux2"

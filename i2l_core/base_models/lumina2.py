@@ -1,8 +1,8 @@
 """Z-Image and what shares its network (ComfyUI: `comfy.ldm.lumina.model.NextDiT` with `z_image_modulation`).
 
 Names on the left are those of the original checkpoint, of diffusers' `ZImageTransformer2DModel` and of DiffSynth's
-`ZImageDiT`, alike. Z-Image has 276 of these layers, Omni-Base 291: it also has eyes. The host fuses to_q, to_k
-and to_v into `qkv`, in this order.
+`ZImageDiT`, alike. Z-Image has 276 of these layers, Omni-Base 291: it also has a vision encoder. The host fuses
+to_q, to_k and to_v into `qkv`, in this order.
 """
 
 from __future__ import annotations
@@ -58,8 +58,16 @@ LUMINA2 = Architecture(
         "layers": "layers.{}.attention.qkv",
         "refiners": "noise_refiner.{}.attention.qkv",
         "context": "context_refiner.{}.attention.qkv",
-        "eyes": "siglip_refiner.{}.attention.qkv",
+        "vision_blocks": "siglip_refiner.{}.attention.qkv",
     },
+    sections={
+        "context_refiner": "text refiner",
+        "noise_refiner": "image refiner",
+        "layers": "main blocks",
+    },
+    network="NextDiT",
+    text_only=("context_refiner.", "cap_embedder.", "siglip_"),  # Omni puts references among the text
+    doubled_batch=("t_embedder.", "adaLN_modulation."),  # Omni
 )
 
 MODELS = (
@@ -74,7 +82,7 @@ MODELS = (
             "text": 2560,
             "refiners": 2,
             "context": 2,
-            "eyes": 2,  # these two: Omni-Base
+            "vision_blocks": 2,  # these two: Omni-Base
             "siglip": 1152,
         },
         manager_name="ZImageBase",

@@ -5,8 +5,12 @@ For people (plots, presets), not for addressing: names of unknown models are rea
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
+
+from . import ARCHITECTURES
+from .table import AttentionPart
 
 ATTENTION, MLP, BOTH, MODULATION, OTHER = "attention", "MLP", "attention + MLP", "modulation", "other"
 KINDS = (ATTENTION, MLP, BOTH, MODULATION, OTHER)
@@ -30,39 +34,48 @@ class LayerPosition:
         """The run of blocks in plain words, one for each stream."""
         if not self.blocks:
             return "outside, of blocks"
-        title = _TITLES.get(self.blocks, self.blocks.replace("_", " ").replace(".", " "))
-        return f"{title}, {self.stream}" if self.stream and self.blocks in _TWO_STREAMS else title
+        title = _titles().get(self.blocks, self.blocks.replace("_", " ").replace(".", " "))
+        return f"{title}, {self.stream}" if self.stream and self.blocks in _two_streams() else title
 
     @property
     def order(self) -> tuple[int, str, int]:
         """Sorts places as a picture passes through them; unknown blocks come after the known, what is outside last."""
-        known = list(_TITLES)
+        known = list(_titles())
         rank = known.index(self.blocks) if self.blocks in known else len(known) + (not self.blocks)
         return rank, self.section, self.index
 
 
-# in the order in which a picture passes through them
-_TITLES = {
-    "visual.blocks": "vision",
-    "context_refiner": "text refiner",
-    "noise_refiner": "image refiner",
-    "double_blocks": "double blocks",
-    "transformer_blocks": "double blocks",
-    "layers": "main blocks",
-    "language_model.layers": "main blocks",
-    "single_blocks": "single blocks",
-    "single_transformer_blocks": "single blocks",
-}
-_TWO_STREAMS = ("double_blocks", "transformer_blocks")
+@functools.cache
+def _titles() -> dict[str, str]:
+    """List of blocks -> its title; those of one architecture in the order in which a picture passes through them."""
+    return {blocks: title for one in ARCHITECTURES for blocks, title in one.sections.items()}
 
-# In order: the first that is found in the name decides. FLUX fuses the input of attention and MLP in its single
-# blocks, and their outputs.
+
+@functools.cache
+def _two_streams() -> frozenset[str]:
+    return frozenset(blocks for one in ARCHITECTURES for blocks in one.two_streams)
+
+
+@functools.cache
+def _attention_parts() -> tuple[tuple[re.Pattern[str], AttentionPart], ...]:
+    """Pattern of a layer's name, in the host or in diffusers, -> which part of it is attention's."""
+    return tuple(
+        (re.compile(re.escape(name).replace(r"\{\}", r"\d+")), rule.attention)
+        for one in ARCHITECTURES
+        for rule in one.rules
+        if rule.attention is not None
+        for name in (rule.weight, rule.name)
+    )
+
+
+def attention_part_of(weight: str) -> AttentionPart | None:
+    """Of a layer that attention and MLP share, which part is attention's; None for every other layer."""
+    return next((part for pattern, part in _attention_parts() if pattern.search(weight)), None)
+
+
+# In order: the first that is found in the name decides.
 _KINDS = (
     (MODULATION, r"modulation|adaln|norm_out|(^|[._])(mod|time|guidance|t_embedder)([._]|$)"),
-    (
-        BOTH,
-        r"single_blocks\.\d+\.linear[12]|single_transformer_blocks\.\d+\.(attn\.to_(qkv_mlp_proj|out)|proj_out)",
-    ),
     (ATTENTION, r"attn|attention|to_[qkv]\b|[qkvo]_proj"),
     (MLP, r"mlp|feed_forward|\bff|linear_fc"),
 )
@@ -78,7 +91,11 @@ def position_of(weight: str) -> LayerPosition:
     blocks, index = (
         (found.group(1), int(found.group(2))) if found and not _numbered(found.group(1)) else ("", 0)
     )
-    return LayerPosition(blocks, index, _first(_STREAMS, weight, ""), _first(_KINDS, weight, OTHER))
+    return LayerPosition(blocks, index, _first(_STREAMS, weight, ""), _kind(weight))
+
+
+def _kind(weight: str) -> str:
+    return BOTH if attention_part_of(weight) else _first(_KINDS, weight, OTHER)
 
 
 def _numbered(name: str) -> bool:

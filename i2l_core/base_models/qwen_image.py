@@ -43,6 +43,12 @@ QWEN_IMAGE = Architecture(
         "text": ("txt_in", 1),
         "layers": "transformer_blocks.{}.img_mod.1",
     },
+    sections={"transformer_blocks": "double blocks"},
+    two_streams=("transformer_blocks",),
+    network="QwenImageTransformer2DModel",
+    text_only=("txt_", ".add_", "to_add_out"),
+    references="ref_latents",
+    doubled_batch=("time_text_embed.", "img_mod."),  # Edit-2511
 )
 
 MODELS = (

@@ -7,7 +7,8 @@ base model that is not loaded. The maps from every known name to its layer and b
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ..errors import I2LError
 from ..lora import LowRank, Target
@@ -20,12 +21,22 @@ Side = int | str
 
 
 @dataclass(frozen=True)
+class AttentionPart:
+    """The first `part` of `parts` equal rows (of d_out) or columns (of d_in) of a layer belong to attention."""
+
+    along: Literal["rows", "columns"]
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
 class LayerRule:
     """One kind of Linear layer. `{}` stands for the block index in both names.
 
     `part`: (i, n), the i-th of the n equal runs of rows of a fused weight; None: the whole weight.
     `swapped`: the two halves of d_out are stored the other way round by the host.
     `size`: (d_out, d_in) of the layer, each a number, the name of a size, or a multiple of one as in "4*dim".
+    `attention`: of a layer that attention and MLP share, the part that is attention's, which comes first.
     """
 
     name: str
@@ -33,6 +44,7 @@ class LayerRule:
     part: tuple[int, int] | None = None
     swapped: bool = False
     size: tuple[Side, Side] = (0, 0)
+    attention: AttentionPart | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,25 @@ class AdaptedLayer:
 class Architecture:
     """The table of one model class.
 
+    Its layers:
     `signature`: weights that every model of the class has, and together no other class.
-    `sizes`: what tells two models of the class apart: a weight and the axis to read, or a name to count, as
-    blocks where it has a `{}`. A count is that of all rules in the same blocks.
+    `sizes`: size name -> (weight, axis) to read a width, or a name with `{}` to count blocks, without `{}` to tell
+    whether a layer is there. A count holds for all rules in the same blocks.
     `absent`: layers that the reference has and the host has not, by the reference's names.
+
+    Its blocks, by the name of their list in the host or in diffusers:
+    `sections`: list of blocks -> its title for people, in the order in which a picture passes through them.
+    `two_streams`: lists whose blocks have weights for text and for the picture.
+
+    Its forward in the host:
+    `network`: name of the host's class.
+    `text_only`: parts of names of layers that see no image token.
+    `references`: argument of the network that brings reference pictures; their tokens come after the picture's.
+    `doubled_batch`: parts of names of layers that, beside reference pictures, run on a doubled batch: all rows at t,
+    then the same rows at t = 0.
+    `shared_rows`: start of names of layers that see reference pictures once for all rows of a batch.
+    `prefix_cache`: attributes in which the network keeps keys and values between forwards, and their empty values.
+    `tokenizers`: CLIP type -> class in `comfy.supported_models`, for text encoders without weights.
     """
 
     title: str
@@ -70,6 +97,15 @@ class Architecture:
     signature: tuple[str, ...]
     sizes: Mapping[str, tuple[str, int] | str]
     absent: tuple[str, ...] = ()
+    sections: Mapping[str, str] = field(default_factory=dict)
+    two_streams: tuple[str, ...] = ()
+    network: str = ""
+    text_only: tuple[str, ...] = ()
+    references: str = ""
+    doubled_batch: tuple[str, ...] = ()
+    shared_rows: tuple[str, ...] = ()
+    prefix_cache: Mapping[str, Any] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, weights: Weights) -> bool:
         return all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)

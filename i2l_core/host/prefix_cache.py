@@ -1,19 +1,21 @@
-"""HiDream-O1 keeps keys and values of its prompt between steps, runs and workflows, whatever its weights are.
+"""Keys and values of a prompt that a network keeps between forwards, whatever its weights are (HiDream-O1).
 
-`HiDreamO1Transformer._kv_cache_entries` is found again by prompt and size alone; nothing in ComfyUI 0.30 clears
-it. With another LoRA on the same prompt the old keys and values would be used.
+With another LoRA on the same prompt the old keys and values would be used.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
+
+from ..base_models import architecture_of_network
 
 _KEY = "i2l_prefix_cache"
 _KEPT = 4  # sets of LoRAs whose keys and values are kept at once: two branches, before and after a change
@@ -36,20 +38,27 @@ class PrefixCaches:
     """One cache for each set of LoRAs that acts during a run. The model's own is put back after each forward."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, tuple[Any, Any]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()
 
     @contextmanager
     def of(self, network: nn.Module, acting: Hashable) -> Iterator[None]:
         """Within it `network` has the cache that belongs to `acting`. Other networks stay untouched."""
-        if not hasattr(network, "_kv_cache_entries"):
+        architecture = architecture_of_network(network)
+        empty = dict(architecture.prefix_cache) if architecture else {}
+        if not empty:
             yield
             return
-        own = network._kv_cache_entries, network._visual_cache
-        network._kv_cache_entries, network._visual_cache = self._kept.pop(acting, ([], None))
+        own = {name: getattr(network, name) for name in empty}
+        _set(network, self._kept.pop(acting, None) or copy.deepcopy(empty))
         try:
             yield
-            self._kept[acting] = network._kv_cache_entries, network._visual_cache
+            self._kept[acting] = {name: getattr(network, name) for name in empty}
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         finally:
-            network._kv_cache_entries, network._visual_cache = own
+            _set(network, own)
+
+
+def _set(network: nn.Module, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(network, name, value)

@@ -8,22 +8,26 @@ of blocks (what goes in, what comes out, time) are scaled by their kind alone.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 
-from ..base_models.places import ATTENTION, BOTH, IMAGE, MLP, TEXT, LayerPosition, position_of
+from ..base_models.places import (
+    ATTENTION,
+    BOTH,
+    IMAGE,
+    MLP,
+    TEXT,
+    LayerPosition,
+    attention_part_of,
+    position_of,
+)
 from ..checks import check_strength
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
 from ..schedule import Curve
-
-# FLUX's fused layers: the share of linear1's rows and of linear2's columns that belong to attention
-_ATTENTION_ROWS = (1, 3)  # q, k and v: 3 of 9 widths
-_ATTENTION_COLUMNS = (1, 4)  # 1 of 4 widths
 
 
 @dataclass(frozen=True)
@@ -117,19 +121,19 @@ def _scaled(
 
 
 def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRank | None:
-    """A layer whose first part belongs to attention and the rest to the MLP: rows of linear1, columns of linear2."""
+    """A layer whose first rows or columns belong to attention and the rest to the MLP."""
     if attention == mlp == 0:
         return None
-    if re.search(r"linear1$|to_qkv_mlp_proj$", target.weight):
-        part, parts = _ATTENTION_ROWS
-        whole = layer.d_out if target.rows is None else None
-        if whole is None or whole % parts:
-            raise I2LError(f"{target}: attention and MLP of this layer cannot be told apart; set both alike")
-        scale = _steps(layer.up, whole, whole * part // parts, attention, mlp)
-        return LowRank(layer.down, layer.up * scale[:, None])
-    part, parts = _ATTENTION_COLUMNS
-    scale = _steps(layer.down, layer.d_in, layer.d_in * part // parts, attention, mlp)
-    return LowRank(layer.down * scale, layer.up)
+    shared = attention_part_of(target.weight)
+    rows = shared is not None and shared.along == "rows"
+    whole, other = (layer.d_out, layer.d_in) if rows else (layer.d_in, layer.d_out)
+    # other networks have layers of this name with other parts, FLUX.1 for one: sizes tell
+    if shared is None or target.rows is not None or whole != shared.parts * other:
+        raise I2LError(f"{target}: attention and MLP of this layer cannot be told apart; set both alike")
+    size = shared.part * other
+    if rows:
+        return LowRank(layer.down, layer.up * _steps(layer.up, whole, size, attention, mlp)[:, None])
+    return LowRank(layer.down * _steps(layer.down, whole, size, attention, mlp), layer.up)
 
 
 def _steps(like: torch.Tensor, size: int, first: int, before: float, after: float) -> torch.Tensor:

@@ -21,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...base_models import ARCHITECTURES
 from ..patch import check_fits, weights_of
 from .branches import read_conds
 from .image_tokens import check_maskable
@@ -107,8 +108,9 @@ class LiveEngine:
         return [executor(model, part, *args, **kwargs)[k] for k, part in enumerate(alone)]
 
     def _must_split(self, conds: list[Any]) -> bool:
-        """HiDream-O1 looks at reference pictures once for all rows; a LoRA on its eyes needs rows apart."""
-        if not any(target.weight.startswith("visual.") for target in self.live.targets):
+        """HiDream-O1 sees reference pictures once for all rows; a LoRA on its vision layers needs rows apart."""
+        shared = tuple(start for one in ARCHITECTURES for start in one.shared_rows)
+        if not any(target.weight.startswith(shared) for target in self.live.targets):
             return False
         return any("reference_latents" in entry for cond in conds if cond for entry in cond)
 

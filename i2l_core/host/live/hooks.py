@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...base_models import ARCHITECTURES
 from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA
 from ...lora import Target
 from .image_tokens import ImageTokens
 
-# With reference pictures some networks run time layers on a doubled batch: the rows at t, then the same rows at
-# t = 0. Qwen-Image-Edit-2511, Z-Image Omni
-DOUBLED_BATCH_LAYERS = ("time_text_embed.", "img_mod.", "t_embedder.", "adaLN_modulation.")
+DOUBLED_BATCH_LAYERS = tuple(part for one in ARCHITECTURES for part in one.doubled_batch)
 
 
 @dataclass(frozen=True, eq=False)

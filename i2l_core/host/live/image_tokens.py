@@ -15,31 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...base_models import ARCHITECTURES, architecture_of_network
 from ...errors import I2LError
-
-
-@dataclass(frozen=True)
-class _Network:
-    text_only: tuple[str, ...]  # parts of names of layers that see no image token
-    references: str = ""  # argument of the network that brings reference pictures behind the picture
-
-
-_NETWORKS = {
-    "Flux": _Network(text_only=("txt_",), references="ref_latents"),
-    "NextDiT": _Network(text_only=("context_refiner.", "cap_embedder.", "siglip_")),
-    "QwenImageTransformer2DModel": _Network(
-        text_only=("txt_", ".add_", "to_add_out"), references="ref_latents"
-    ),
-    "HiDreamO1Transformer": _Network(text_only=("visual.",), references="ref_patches"),
-}
 
 
 def check_maskable(network: nn.Module) -> None:
     """Raise I2LError when it is not known where this network has its image tokens."""
-    if type(network).__name__ not in _NETWORKS:
+    if architecture_of_network(network) is None:
         raise I2LError(
             f"a mask cannot be used on this MODEL: where {type(network).__name__} has its image tokens is not "
-            f"known. Known are {', '.join(_NETWORKS)}; leave the mask away"
+            f"known. Known are {', '.join(one.network for one in ARCHITECTURES)}; leave the mask away"
         )
 
 
@@ -56,14 +41,15 @@ class ImageTokens:
     @classmethod
     def read(cls, network: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> ImageTokens:
         """`x`: the latent (rows, C, H, W) or (rows, C, frames, H, W); `arguments`: what else goes into `network`."""
-        known = _NETWORKS[type(network).__name__]
+        architecture = architecture_of_network(network)
+        assert architecture is not None  # check_maskable
         patch = int(network.patch_size)  # type: ignore[arg-type]
         frames = x.shape[2] if x.ndim == 5 else 1
         height, width = (-(-side // patch) for side in x.shape[-2:])
         multiple = getattr(network, "pad_tokens_multiple", None) or 1
         tail = -(-frames * height * width // multiple) * multiple
-        tail += _reference_tokens(arguments.get(known.references), patch)
-        return cls(frames, height, width, tail, known.text_only)
+        tail += _reference_tokens(arguments.get(architecture.references), patch)
+        return cls(frames, height, width, tail, architecture.text_only)
 
     def is_text(self, name: str) -> bool:
         """Whether layer `name` sees no image token."""

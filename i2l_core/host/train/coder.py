@@ -13,11 +13,17 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...base_models import ARCHITECTURES
 from ...errors import I2LError
 from ...train.base import Texts
 from ...train.config import PIXEL_SPACE, BaseTable
 
-_TOKENISERS = {"hidream_o1": comfy.supported_models.HiDreamO1}  # text encoders without weights
+# CLIP type -> class of a text encoder without weights
+_TOKENIZERS = {
+    kind: getattr(comfy.supported_models, name)
+    for one in ARCHITECTURES
+    for kind, name in one.tokenizers.items()
+}
 
 
 class HostCoder:
@@ -55,12 +61,12 @@ class HostCoder:
 
 def _load_clip(table: BaseTable) -> comfy.sd.CLIP:
     if not table.text_encoders:
-        if table.text_type not in _TOKENISERS:
+        if table.text_type not in _TOKENIZERS:
             raise I2LError(
                 "[base] text_encoders: the data set lacks text embeddings of some prompts, or of the empty one; name "
                 "the text encoder files and their text_type"
             )
-        return comfy.sd.CLIP(_TOKENISERS[table.text_type]({}).clip_target({}), parameters=0)
+        return comfy.sd.CLIP(_TOKENIZERS[table.text_type]({}).clip_target({}), parameters=0)
     kind = getattr(comfy.sd.CLIPType, table.text_type.upper(), None)
     if kind is None:
         known = ", ".join(name.lower() for name in comfy.sd.CLIPType.__members__)
