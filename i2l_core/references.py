@@ -18,6 +18,10 @@ MIN_SIDE = 8  # pixels; below this a picture shows no style
 MAX_ASPECT = 16  # longer side over shorter side
 GRAY = 128 / 255  # the neutral picture of the paper, section 3.4
 
+# What an IMAGE or a MASK may hold: 0..1, and beyond it what resizing and sharpening overshoot. Pictures of 0..255 or
+# -1..1 are not that; clamped, they would be white or lose their dark half without a word.
+LOWEST, HIGHEST = -0.5, 2.0
+
 
 @dataclass(frozen=True, eq=False)
 class Reference:
@@ -77,31 +81,33 @@ def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]
 
     `batches`: IMAGE tensors (B, H, W, C), floats 0..1, C = 1, 3 or 4, or references ready made; by input name,
     or in order as image0, image1, ... None is an input that is not connected. Alpha is composited over white,
-    one channel is repeated, values outside 0..1 are clamped.
+    one channel is repeated, values a little outside of 0..1 are clamped.
 
     Raises I2LError naming the input ("images.image1", and which picture of a batch) when there is no picture
-    at all, a batch is empty or not an image, or a picture is too small, too narrow or not finite.
+    at all, a batch is empty or not an image, or a picture is too small, too narrow, not finite or not in 0..1.
     """
     if not isinstance(batches, Mapping):
         batches = {f"image{i}": batch for i, batch in enumerate(batches)}
     references = []
     for name, batch in batches.items():
-        if isinstance(batch, Tensor):
-            references += _split(f"images.{name}", batch)
-        elif batch is not None:
-            references += batch
+        if batch is not None:
+            references += _references(f"images.{name}", batch)
     if not references:
-        raise I2LError("images: expected at least one reference picture, got none; connect an image")
+        raise I2LError(
+            "images: expected at least one reference picture, got none; connect an image (in a prompt over the API its "
+            "key is images.image0)"
+        )
     return references
 
 
-def weighted(image: Tensor, weight: float, mask: Tensor | None = None) -> list[Reference]:
-    """The pictures of one IMAGE batch with one weight, and a mask for all of them or one for each.
+def weighted(image: Batch, weight: float, mask: Tensor | None = None) -> list[Reference]:
+    """The pictures of one IMAGE batch, or references ready made, with one weight and a mask for all or one for each.
 
-    `mask`: (H, W) or (N, H, W), N = 1 or the number of pictures, of any size: it is resized to the pictures.
+    The weight of a reference is multiplied by `weight`, and its mask by `mask`: (H, W) or (N, H, W), N = 1 or the
+    number of pictures, of any size: it is resized to the pictures.
     Raises I2LError as `references_from` and `Reference` do.
     """
-    references = _split("image", image)
+    references = _references("image", image)
     masks: list[Tensor | None] = [None] * len(references)
     if mask is not None:
         if mask.ndim not in (2, 3) or not mask.is_floating_point() or 0 in mask.shape:
@@ -112,16 +118,45 @@ def weighted(image: Tensor, weight: float, mask: Tensor | None = None) -> list[R
                 f"mask: got {len(batch)} masks for {len(references)} pictures; give one, or one for each"
             )
         masks = list(batch.expand(len(references), -1, -1))
-    return [
-        replace(reference, weight=weight, mask=part)
-        for reference, part in zip(references, masks, strict=True)
-    ]
+    return [_narrowed(reference, weight, part) for reference, part in zip(references, masks, strict=True)]
+
+
+def check_range(name: str, values: Tensor) -> None:
+    """Raise I2LError when the values of a picture or a mask are not finite, or not those of 0..1."""
+    if not torch.isfinite(values).all():
+        raise I2LError(
+            f"{name} holds NaN or infinite values; the node that made it failed (a VAE in 16 bit does so: start "
+            "ComfyUI with --fp32-vae)"
+        )
+    low, high = float(values.min()), float(values.max())
+    if low < LOWEST or high > HIGHEST:
+        raise I2LError(
+            f"{name} has values from {low:.4g} to {high:.4g}, expected 0 to 1; divide it by 255, or bring it into 0 to "
+            "1 as its values ask for"
+        )
 
 
 def gray(like: Reference | tuple[int, int]) -> Reference:
     """The neutral picture: 128/255 everywhere, of the size of `like` (or (height, width))."""
     height, width = like.size if isinstance(like, Reference) else like
     return Reference(torch.full((height, width, 3), GRAY))
+
+
+def _narrowed(reference: Reference, weight: float, mask: Tensor | None) -> Reference:
+    """The reference with its weight and its mask multiplied by these."""
+    if mask is None:
+        mask = reference.mask
+    elif reference.mask is not None:
+        mask = reference.mask * _resized(mask, reference.size)
+    return replace(reference, weight=weight * reference.weight, mask=mask)
+
+
+def _references(name: str, batch: Batch) -> Sequence[Reference]:
+    if isinstance(batch, Tensor):
+        return _split(name, batch)
+    if isinstance(batch, str) or not isinstance(batch, Sequence):
+        raise I2LError(f"{name}: expected an IMAGE or a reference, got {shown(batch)}; connect a picture")
+    return batch
 
 
 def _split(name: str, batch: Tensor) -> list[Reference]:
@@ -146,9 +181,8 @@ def _split(name: str, batch: Tensor) -> list[Reference]:
         )
     references = []
     for i, picture in enumerate(batch):
-        if not torch.isfinite(picture).all():
-            where = f"{name} (picture {i + 1} of {count})" if count > 1 else name
-            raise I2LError(f"{where}: the picture holds NaN or infinite values")
+        where = f"{name} (picture {i + 1} of {count})" if count > 1 else name
+        check_range(f"{where}: the picture", picture)
         references.append(Reference(_rgb(picture.detach().float().clamp(0, 1))))
     return references
 
@@ -166,17 +200,22 @@ def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     if mask is None:
         return None
     mask = mask.detach().to("cpu", torch.float32)
-    if not torch.isfinite(mask).all():
-        raise I2LError("mask: it holds NaN or infinite values")
-    if tuple(mask.shape) != size:
-        mask = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0]
-    mask = mask.clamp(0, 1)
+    check_range("mask: it", mask)
+    mask = _resized(mask, size)
     if not mask.any():
         raise I2LError(
             "mask: it is black everywhere, so nothing of the picture is left; paint white where the style is, "
             "or disconnect it (Load Image gives a black mask for pictures without transparency)"
         )
     return None if bool((mask == 1).all()) else mask.contiguous()
+
+
+def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(h, w) -> `size`, 0..1."""
+    mask = mask.detach().to("cpu", torch.float32)
+    if tuple(mask.shape) != size:
+        mask = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    return mask.clamp(0, 1)
 
 
 def _hash(values: Tensor) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 import torch
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.references import Reference, gray, references_from
+from i2l.i2l_core.references import Reference, gray, references_from, weighted
 
 
 def test_batches_of_different_sizes_become_single_pictures_in_order():
@@ -39,6 +40,49 @@ def test_half_precision_is_read_and_values_are_clamped():
     (reference,) = references_from([torch.tensor([-0.5, 0.25, 2.0]).half().expand(1, 8, 8, 3)])
     assert reference.pixels.dtype == torch.float32
     assert reference.pixels[3, 3].tolist() == [0, 0.25, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0.0, 200.0, 255.0], "0 to 255"), ([0.0, 0.0, 3.0], "0 to 3"), ([-1.0, 0.0, 1.0], "-1 to 1")],
+)
+def test_pictures_of_0_to_255_or_around_0_are_refused_and_not_clamped(values: list[float], said: str):
+    """Clamped they would be white, or lose their dark half, without a word."""
+    wrong = torch.tensor(values).expand(2, 8, 8, 3).clone()
+    wrong[0] = 0.5
+    message = (
+        rf"^images\.image0 \(picture 2 of 2\): the picture has values from {said}, expected 0 to 1; divide"
+    )
+    with pytest.raises(I2LError, match=message):
+        references_from([wrong])
+
+
+def test_the_cure_for_nan_is_said():
+    with pytest.raises(I2LError, match=r"the picture holds NaN or infinite values; .*--fp32-vae"):
+        references_from([torch.full((1, 8, 8, 3), float("inf"))])
+
+
+@pytest.mark.parametrize("value", ["photo.png", 3, {"image0": 1}])
+def test_what_is_no_picture_is_said(value: object):
+    wrong: Any = {"image0": torch.rand(1, 8, 8, 3), "image1": value}
+    with pytest.raises(I2LError, match=r"^images\.image1: expected an IMAGE or a reference, got .*connect"):
+        references_from(wrong)
+
+
+def test_a_mask_of_0_to_255_is_refused():
+    with pytest.raises(I2LError, match=r"^mask: it has values from 0 to 255, expected 0 to 1"):
+        weighted(torch.rand(1, 8, 8, 3), 1.0, torch.tensor([0.0, 255.0]).repeat(8, 4))
+
+
+def test_a_reference_of_references_multiplies_weights_and_masks():
+    mask, other = torch.rand(8, 8), torch.rand(8, 8)
+    first, second = weighted(torch.rand(2, 8, 8, 3), 2.0, mask)
+    (one, two) = weighted([first, second], 1.5, other)
+    assert (one.weight, one.hash, two.hash) == (3.0, first.hash, second.hash)
+    assert one.mask is not None
+    torch.testing.assert_close(one.mask, mask * other)
+    (plain,) = weighted([first], 1.0)
+    assert (plain.weight, plain.mask_hash) == (2.0, first.mask_hash)
 
 
 def test_the_input_is_neither_changed_nor_shared():

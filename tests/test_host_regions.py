@@ -136,7 +136,37 @@ def test_what_came_in_stays(lumina):
     assert (len(attached(model)), len(attached(styled))) == (0, 1)
 
 
+def masks_of(count: int) -> torch.Tensor:
+    return torch.stack([half("left" if i % 2 else "right")[0] for i in range(count)])
+
+
+def test_a_mask_for_each_picture_of_the_batch(lumina):
+    from i2l.i2l_core.host.regions import add_region
+
+    model, prompt, lora = lumina
+    both = denoised("lumina2", *add_region(model, prompt, lora, masks_of(2)), batch=2)
+    for i in range(2):
+        alone = denoised("lumina2", *add_region(model, prompt, lora, masks_of(2)[i : i + 1]), batch=2)
+        close(both[i], alone[i], 1e-5)
+
+
+@pytest.mark.parametrize(("masks", "batch"), [(2, 1), (2, 3), (3, 2), (2, 4)])
+def test_masks_for_another_batch_size_are_refused_before_the_first_step(lumina, masks: int, batch: int):
+    """The host takes the first of too many, repeats what divides the batch, and fails on the rest."""
+    from i2l.i2l_core.host.regions import add_region
+
+    model, prompt, lora = lumina
+    one = add_region(model, prompt, lora, masks_of(masks))
+    both = add_region(*one, lora, half("left"))
+    for styled in (one, both):
+        with pytest.raises(I2LError, match=f"for {masks} pictures, the batch has {batch}; give Style Region"):
+            denoised("lumina2", *styled, batch=batch)
+    with pytest.raises(I2LError, match=f"has 4 pictures, a mask before it {masks}; give every region one"):
+        add_region(*one, lora, masks_of(4))
+
+
 BAD = [
+    (dict(mask=255 * torch.ones(1, 8, 8)), "the mask has values from 255 to 255, expected 0 to 1"),
     (dict(mask=torch.zeros(1, 8, 8)), "black everywhere; paint white"),
     (dict(mask=torch.full((1, 8, 8), float("nan"))), "NaN"),
     (dict(mask=torch.ones(8, 8)), "must be a MASK"),

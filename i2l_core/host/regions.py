@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..errors import I2LError
@@ -25,6 +26,7 @@ from .patch import architecture_of
 
 Conditioning = list[list[Any]]
 
+_KEY = "i2l_regions"
 _WHOLE = "i2l_without_regions"  # in the values of each entry: what was asked for before the first region
 
 
@@ -47,6 +49,7 @@ def add_region(
     if not positive:
         raise I2LError("positive has no prompt; connect a CLIP Text Encode")
     check_mask(mask)
+    _check_batches(positive, mask)
     mask = mask.float().clamp(0, 1)
     if not mask.any():
         raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
@@ -54,8 +57,32 @@ def add_region(
     lora = lora_of(value, architecture_of(model))
     styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, schedule=schedule))
     whole = positive[0][1].get(_WHOLE, positive)
+    styled.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
+    styled.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _sampled)
     regions = [*_within(positive, 1 - mask), *tagged(_within(prompt or whole, mask), tag)]
     return styled, [[tensor, {**values, _WHOLE: whole}] for tensor, values in regions]
+
+
+def _check_batches(positive: Conditioning, mask: Tensor) -> None:
+    """Raise I2LError when masks are for batches of different sizes."""
+    own = (values["mask"] for _, values, *_ in positive if values.get("mask") is not None)
+    for count in (part.reshape(-1, *part.shape[-2:]).shape[0] for part in own):
+        if 1 != count != mask.shape[0] != 1:
+            raise I2LError(
+                f"the mask of the region has {mask.shape[0]} pictures, a mask before it {count}; give every region one "
+                "mask, or each of them one for each picture of the batch"
+            )
+
+
+def _sampled(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Around a sampling. The host takes the first of too many masks, and stops in the middle when they are too few."""
+    for entry in (entry for conds in executor.class_obj.conds.values() for entry in conds or ()):
+        if _WHOLE in entry and entry["mask"].shape[0] not in (1, noise.shape[0]):
+            raise I2LError(
+                f"the masks of the regions are for {entry['mask'].shape[0]} pictures, the batch has {noise.shape[0]}; "
+                "give Style Region one mask, or one for each picture"
+            )
+    return executor(noise, *args, **kwargs)
 
 
 def _within(conditioning: Conditioning, mask: Tensor) -> Conditioning:

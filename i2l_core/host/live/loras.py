@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ...checks import check_strength
 from ...errors import I2LError
 from ...lora import LoRA, LowRank, Target, to_whole_weights
+from ...references import check_range
 from ...schedule import ALWAYS, Schedule
 from .branches import Branch, Chunk
 
@@ -44,12 +44,11 @@ class LiveLoRA:
 
 
 def check_mask(mask: Tensor) -> None:
-    """Raise I2LError unless it is (N, H, W) and finite."""
+    """Raise I2LError unless it is (N, H, W), and finite and in 0..1."""
     shape = tuple(mask.shape)
     if mask.ndim != 3 or 0 in shape:
         raise I2LError(f"the mask must be a MASK, (pictures, height, width), got {shape}")
-    if not torch.isfinite(mask).all():
-        raise I2LError("the mask holds NaN or infinite values; make it again")
+    check_range("the mask", mask)
 
 
 def check_mask_fits(mask: Tensor | None, noise: Tensor) -> None:
