@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
-from ..i2l_core.host.library import EXAMPLES, fingerprint_library, library_folders, read_library
+from ..i2l_core.errors import I2LError
+from ..i2l_core.host.library import EXAMPLES, fingerprint_library, library_folders, library_path, read_library
 from .report import NodeReport
 from .sockets import CATEGORY, Reference
 
@@ -58,6 +59,14 @@ class ImagesFromFolder(io.ComfyNode):
                 io.String.Output("report", tooltip="How many styles there are, and what was left out."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        try:
+            library_path(folder)
+        except I2LError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, folder: str, most_pictures: int) -> str:

@@ -106,6 +106,27 @@ def test_the_examples_that_ship_are_there_without_any_folder(folder: Path):
     )
 
 
+def test_a_folder_that_windows_writes_with_backslashes_is_found(folder: Path):
+    from i2l.nodes.folder import ImagesFromFolder
+
+    picture(folder / "old" / "ink" / "a.png", "black")
+    for name in ("styles\\old", "styles/old"):
+        assert ImagesFromFolder.validate_inputs(name) is True
+        assert run(name)[1] == ["ink"]
+        assert ImagesFromFolder.fingerprint_inputs(name, 8) == ImagesFromFolder.fingerprint_inputs(
+            "styles/old", 8
+        )
+    for name in ("..\\outside", "styles\\..\\..\\outside", "styles\\gone"):
+        picture(folder.parent.parent / "outside" / "secret" / "a.png", "black")
+        assert "there is no folder" in str(ImagesFromFolder.validate_inputs(name))
+
+
+def test_a_folder_whose_name_holds_a_backslash_is_itself(folder: Path):
+    picture(folder.parent / "a\\b" / "ink" / "a.png", "black")
+    picture(folder.parent / "a" / "b" / "oil" / "a.png", "red")
+    assert run("a\\b")[1] == ["ink"]
+
+
 @pytest.mark.parametrize("name", ["..", "../outside", "/etc", "nowhere", "styles/../../outside"])
 def test_no_name_leaves_the_input_folder(folder: Path, name: str):
     picture(folder.parent.parent / "outside" / "secret" / "a.png", "black")

@@ -5,10 +5,11 @@ import { showProblem } from "./card.js";
 import { everyNode, savedNodes } from "./graph.js";
 import { say } from "./words.js";
 
-/** The first widget of these nodes names a file in a folder. */
+/** The first widget of these nodes names a file, or a folder, in a folder. */
 const FOLDERS = {
   LoadI2LPredictor: "models/i2l",
   LoadLoRAFile: "models/loras",
+  ImagesFromFolder: "input",
 };
 
 /** Before a graph is built: Windows writes style\\ink where others write style/ink; name files as they are listed here. */

@@ -103,6 +103,11 @@ def loras_folder() -> Path:
     )
 
 
+def with_slashes(name: str) -> str:
+    """Windows writes style\\ink where others write style/ink."""
+    return name.replace("\\", "/")
+
+
 def _templates() -> dict[str, Path]:
     """Name -> folder, relative to the one it was found in, of every folder with a program."""
     found: dict[str, Path] = {}
@@ -115,13 +120,9 @@ def _templates() -> dict[str, Path]:
 
 
 def _listed_as(name: str, names: list[str]) -> str | None:
-    """How this computer lists a file. Windows writes style\\ink where others write style/ink; workflows travel."""
-    same = (one for one in names if _slashes(one) == _slashes(name))
+    """How this computer lists a file: workflows travel."""
+    same = (one for one in names if with_slashes(one) == with_slashes(name))
     return name if name in names else next(same, None)
-
-
-def _slashes(name: str) -> str:
-    return name.replace("\\", "/")
 
 
 def _full_path(name: str) -> Path | None:

@@ -17,6 +17,7 @@ from ..errors import I2LError
 from ..files.atomic import safe_join
 from ..pictures import SUFFIXES, read_reference
 from ..references import Reference
+from .folders import with_slashes
 from .predictors.base import Progress
 
 EXAMPLES = "(examples of i2L)"  # the library that ships with the pack, beside those of the input folder
@@ -60,6 +61,14 @@ def library_folders() -> list[str]:
     return sorted(
         {path.parent.relative_to(root).as_posix() for path in _picture_folders(root) if path != root}
     )
+
+
+def library_path(name: str) -> Path:
+    """The folder of a name in `library_folders()`, or of EXAMPLES; slashes may lean either way: workflows travel.
+
+    Raises I2LError when there is none, or it leaves the input folder.
+    """
+    return _inside(name)[0]
 
 
 def read_library(name: str, most: int, progress: Progress | None = None) -> Library:
@@ -125,7 +134,7 @@ def _inside(name: str) -> tuple[Path, Path]:
     if name == EXAMPLES:
         return _SHIPPED, _SHIPPED
     root = _root()
-    path = (root / name).resolve()
+    path = (root / (name if (root / name).is_dir() else with_slashes(name))).resolve()
     if not path.is_relative_to(root) or not path.is_dir():
         raise I2LError(
             f"there is no folder {name[:120]!r} in {root}; make one there, with a sub-folder of pictures for each "
