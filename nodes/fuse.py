@@ -7,9 +7,10 @@ from typing import Any
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
+from ..i2l_core.errors import I2LError
 from ..i2l_core.host.fuse import CONCAT, INTERPOLATE, MORPH, SPECTRAL, SVD, fuse_lora_models
 from .report import NodeReport
-from .sockets import CATEGORY, LoraModel, strength_input
+from .sockets import CATEGORY, LoraModel, check_keys, strength_input
 
 MAX_LORAS = 10  # of one node; a fusion can be fused again
 MAX_FRAMES = 256
@@ -60,7 +61,15 @@ class FuseLoRAs(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, loras: dict[str, Any], method: dict[str, Any]) -> io.NodeOutput:
+    def execute(
+        cls, loras: dict[str, Any] | None = None, method: dict[str, Any] | None = None, **unknown: Any
+    ) -> io.NodeOutput:
+        if loras is None or method is None:
+            raise I2LError(
+                f'in a prompt over the API loras is a text, "2" to "{MAX_LORAS}", and method the name of one, such as '
+                "concat; what they bring has keys of its own: loras.lora_1, loras.weight_1, method.rank"
+            )
+        check_keys(unknown, "loras.lora_1, loras.weight_1, method.rank")
         settings = {name: value for name, value in method.items() if name != "method"}
         numbers = [n for n in range(1, MAX_LORAS + 1) if loras.get(f"lora_{n}") is not None]
         bar = ProgressBar(settings.get("frames", 1))

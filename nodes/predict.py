@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.predictors.base import HostPredictor
 from ..i2l_core.references import Batch, references_from
 from .report import NodeReport
-from .sockets import CATEGORY, LoraModel, Predictor, Reference
+from .sockets import CATEGORY, LoraModel, Predictor, Reference, check_keys
 
+PREFIX = "image"
 MAX_INPUTS = 64
 
 
@@ -21,7 +24,7 @@ class ImagesToLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         picture = io.MultiType.Input(
-            "image",
+            PREFIX,
             types=[io.Image, Reference],
             tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own. From "
             "Style Reference it comes with a weight and a mask.",
@@ -45,18 +48,20 @@ class ImagesToLoRA(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 Predictor.Input("predictor", tooltip="From Load i2L Predictor or Load i2L Demo."),
-                io.Autogrow.Input(
-                    "images",
-                    template=io.Autogrow.TemplatePrefix(picture, prefix="image", min=1, max=MAX_INPUTS),
-                    tooltip="One or more pictures of the same style. A new socket appears when one is used.",
-                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
                     tooltip="Only for Qwen-Image-i2L Coarse and Fine: the CLIP of Qwen-Image, from Load CLIP with "
                     "the type qwen_image. They look at the pictures through it as well; others ignore it.",
                 ),
+                io.Autogrow.Input(
+                    "images",
+                    template=io.Autogrow.TemplatePrefix(picture, prefix=PREFIX, min=1, max=MAX_INPUTS),
+                    optional=True,  # and last: sockets after those that grow lose their links when nodes are copied
+                    tooltip="One or more pictures of the same style. A new socket appears when one is used.",
+                ),
             ],
+            hidden=[io.Hidden.dynprompt],
             outputs=[
                 LoraModel.Output(
                     "lora",
@@ -72,8 +77,14 @@ class ImagesToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, predictor: HostPredictor, images: dict[str, Batch | None] | None = None, clip: Any = None
+        cls,
+        predictor: HostPredictor,
+        images: dict[str, Batch | None] | None = None,
+        clip: Any = None,
+        **unknown: Any,
     ) -> io.NodeOutput:
+        wrong = sorted({*unknown, *({"images"} & _given(cls.hidden).keys())})
+        check_keys(wrong, f"images.{PREFIX}0 to images.{PREFIX}{MAX_INPUTS - 1}")
         references = references_from(images or {})
         bar = ProgressBar(len(references) + 2)
         found = predictor.with_clip(clip).predict(references, bar.update_absolute)
@@ -83,3 +94,14 @@ class ImagesToLoRA(io.ComfyNode):
             prediction_card(references, found.lora, found.note),
         )
         return io.NodeOutput(PredictedLoRA(found.lora), PredictedLoRA(found.neutral, neutral=True), ui=shown)
+
+
+def _given(hidden: Any) -> Mapping[str, Any]:
+    """The inputs of this node as the prompt spells them; empty when no prompt called it.
+
+    The host drops a key without a word when the node does not have it and its value is no link.
+    """
+    context = get_executing_context()
+    if hidden is None or hidden.dynprompt is None or context is None:
+        return {}
+    return hidden.dynprompt.get_node(context.node_id)["inputs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.references import weighted
+from ..i2l_core.references import Batch, weighted
 from .report import NodeReport
 from .sockets import CATEGORY, Reference
 
@@ -22,7 +22,13 @@ class StyleReference(io.ComfyNode):
             search_aliases=["reference weight", "reference mask", "weighted image", "style from part", "i2l"],
             has_intermediate_output=True,
             inputs=[
-                io.Image.Input("image", tooltip="A picture, or a batch of them that all get this weight."),
+                # of the output's type too, so that the node passes its pictures on when it is bypassed
+                io.MultiType.Input(
+                    "image",
+                    types=[io.Image, Reference],
+                    tooltip="A picture, or a batch of them that all get this weight. Another Style Reference, or "
+                    "Images from Folder: its weights are multiplied by this one.",
+                ),
                 io.Float.Input(
                     "weight",
                     default=1.0,
@@ -43,7 +49,7 @@ class StyleReference(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image: Tensor, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
+    def execute(cls, image: Batch, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
         references = weighted(image, weight, mask)
         share = "" if references[0].mask is None else f", {references[0].mask.mean():.0%} of it looked at"
         return io.NodeOutput(references, ui=NodeReport(f"weight {weight:g}{share}"))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from comfy_api.latest import io
 
+from ..i2l_core.checks import listed
+from ..i2l_core.errors import I2LError
 from ..i2l_core.schedule import NAMED
 
 CATEGORY = "i2L"
@@ -37,6 +41,15 @@ def curve_input() -> io.String.Input:
         tooltip="How the strength changes over the sampling, as places and factors (0: 1, 0.5: 0.3, 1: 0), with "
         f"straight lines between, or one of: {', '.join(NAMED)}. Empty: it does not change.",
     )
+
+
+def check_keys(unknown: Collection[str], right: str) -> None:
+    """Refuse keys of a prompt that a node with growing inputs does not have. `right`: the keys that it has."""
+    if unknown:
+        raise I2LError(
+            f"this node has no input {listed(unknown)} for a link; in a prompt over the API each of its sockets has a "
+            f"key of its own: {right}"
+        )
 
 
 def _percent(name: str, default: float, tooltip: str) -> io.Float.Input:

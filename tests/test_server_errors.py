@@ -255,6 +255,75 @@ def test_no_picture_at_all(comfy_server: ComfyServer):
     assert "expected at least one reference picture" in refused(comfy_server, prompt, "predict")
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"image0": ["picture", 0]},
+        {"images": {"image0": ["picture", 0]}},
+        {"images": ["picture", 0]},
+        {"images": "picture.png"},
+        {"images.image0": ["picture", 0], "images.image64": ["picture", 0]},
+        {"images.image0": ["picture", 0], "images": {"image1": ["picture", 0]}},
+        {"images.image0": ["picture", 0], "image1": ["picture", 0]},
+    ],
+    ids=["flat", "nested", "link", "text", "too many", "one nested", "one flat"],
+)
+def test_a_key_of_images_that_is_not_one_of_its_sockets(comfy_server: ComfyServer, inputs: dict[str, Any]):
+    """Never a LoRA of fewer pictures than the prompt names, nor an error of Python's."""
+    prompt = graph(
+        demo=DEMO,
+        picture=PICTURE,
+        predict=("ImagesToLoRA", {"predictor": ["demo", 3], **inputs}),
+        save=saved(),
+    )
+    found = refused(comfy_server, prompt, "predict")
+    assert found.startswith("this node has no input image")
+    assert found.endswith("images.image0 to images.image63")
+
+
+FUSION = {"loras": "2", "method": "concat", "loras.weight_1": 1.0, "loras.weight_2": 1.0}
+LINKS = {f"loras.lora_{n}": ["predict", 0] for n in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"loras": {"loras": "2"}, "method": {"method": "concat"}}, "loras is a text"),
+        ({**FUSION, **LINKS, "loras": 2}, "loras is a text"),
+        ({**FUSION, **LINKS, "method": "sum"}, "method the name of one"),
+        ({**FUSION, "lora_1": ["predict", 0]}, "this node has no input lora_1"),
+        ({**FUSION, **LINKS, "loras.lora_3": ["predict", 0]}, "this node has no input loras.lora_3"),
+    ],
+    ids=["nested", "a number", "no such method", "flat", "too many"],
+)
+def test_keys_of_fuse_loras(comfy_server: ComfyServer, inputs: dict[str, Any], message: str):
+    prompt = graph(
+        demo=DEMO, picture=PICTURE, predict=predict(image0=["picture", 0]), fuse=("FuseLoRAs", inputs),
+        save=saved(lora=("fuse", 0)),
+    )  # fmt: skip
+    prompt["predict"]["inputs"]["predictor"] = ["demo", 3]
+    found = refused(comfy_server, prompt, "fuse")
+    assert message in found
+    assert "loras.lora_1" in found
+
+
+def test_a_folder_with_backslashes_runs(comfy_server: ComfyServer, server: ComfyClient):
+    folder = comfy_server.input / "from_windows" / "styles" / "ink"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 48), "black").save(folder / "one.png")
+    prompt = graph(
+        demo=DEMO,
+        styles=("ImagesFromFolder", {"folder": "from_windows\\styles", "most_pictures": 8}),
+        predict=("ImagesToLoRA", {"predictor": ["demo", 3], "images.image0": ["styles", 0]}),
+        save=saved("from_windows"),
+    )
+    result = server.queue(prompt)
+    assert result.ok, result.error_message
+    prompt["styles"]["inputs"]["folder"] = "from_windows\\gone"
+    with pytest.raises(PromptRefused, match="there is no folder"):
+        server.queue(prompt)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "L"])
 def test_pictures_with_alpha_or_one_channel_are_fine(server: ComfyClient, mode: str):
     image = upload(server, f"good{mode}.png", mode, (40, 70))

@@ -36,7 +36,7 @@ app.registerExtension({
     chain(nodeType.prototype, "onExecuted", showReport);
     chain(nodeType.prototype, "onConfigure", showKept);
     chain(nodeType.prototype, "onWidgetChanged", checkFile);
-    if (name === "ImagesToLoRA") takeDrops(nodeType, input.required.images?.[1].template?.max ?? Infinity);
+    if (name === "ImagesToLoRA") takeDrops(nodeType, input.optional?.images?.[1].template?.max ?? Infinity);
   },
 
   nodeCreated(node) {
