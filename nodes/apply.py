@@ -94,7 +94,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
         curve: str = "",
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        patched, where = apply_lora_model(
+        patched, applied = apply_lora_model(
             model,
             lora,
             strength,
@@ -103,4 +103,4 @@ class ApplyPredictedLoRA(io.ComfyNode):
             mask,
             partial=missing_layers == SKIP,
         )
-        return io.NodeOutput(patched, ui=NodeReport(where, applied_card(model, lora, strength, mode)))
+        return io.NodeOutput(patched, ui=NodeReport(str(applied), applied_card(applied)))

@@ -102,9 +102,10 @@ def test_brackets_and_weights_of_words_are_understood(world):
 
 
 def test_model_is_recognised_and_the_predictor_is_for_it(world):
-    from i2l.i2l_core.host.patch import base_model_of
+    from i2l.i2l_core.base_models import recognise
+    from i2l.i2l_core.host.patch import weights_of
 
-    assert base_model_of(world.model).id == world.predictor.loaded.base_model == "i2l-tiny"
+    assert recognise(weights_of(world.model)).id == world.predictor.loaded.base_model == "i2l-tiny"
 
 
 @torch.inference_mode()

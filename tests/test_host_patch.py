@@ -166,10 +166,11 @@ def test_strength_zero_leaves_the_weights(patcher):
 
 
 def test_the_base_model_is_recognised(host):
-    from i2l.i2l_core.host.patch import apply_merged, base_model_of
+    from i2l.i2l_core.base_models import recognise
+    from i2l.i2l_core.host.patch import apply_merged, weights_of
 
     tiny = build("lumina2")
-    assert base_model_of(tiny).id == "i2l-tiny"
+    assert recognise(weights_of(tiny)).id == "i2l-tiny"
     assert apply_merged(tiny, lora_for(tiny, base_model="i2l-tiny"), 1.0).patches
 
 
@@ -189,13 +190,14 @@ def change(lora: LoRA, **layers: LowRank) -> LoRA:
 
 
 def test_what_does_not_fit_is_named(patcher):
-    from i2l.i2l_core.host.patch import apply_merged, report
+    from i2l.i2l_core.host.patch import apply_merged, fitting
 
     lora = lora_for(patcher)
     odd = LowRank(torch.zeros(1, 2), torch.zeros(3, 1))
     wrong = change(lora, **{f"nowhere__{i}": odd for i in range(7)})
-    found = report(wrong, patcher)
-    assert str(found).startswith(f"{lora.n_layers} of {lora.n_layers + 7} LoRA layers")
+    assert str(fitting(wrong, patcher, partial=True)).startswith(
+        f"{lora.n_layers} of {lora.n_layers + 7} LoRA layers"
+    )
     with pytest.raises(I2LError) as error:
         apply_merged(patcher, wrong, 1.0)
     assert [f"nowhere.{i}" in str(error.value) for i in range(7)] == [True] * 5 + [False] * 2
@@ -251,10 +253,10 @@ def test_what_the_host_refuses_is_an_error(patcher, monkeypatch):
 
 
 def test_the_report_counts_by_group(host):
-    from i2l.i2l_core.host.patch import report
+    from i2l.i2l_core.host.patch import fitting
 
     tiny = build("lumina2")
-    text = str(report(lora_for(tiny), tiny))
+    text = str(fitting(lora_for(tiny), tiny))
     assert text.startswith("69 of 69 LoRA layers on 53 weights: ")
     assert "layers 48" in text
     assert "noise_refiner 8" in text

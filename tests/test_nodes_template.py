@@ -224,13 +224,13 @@ def _their_name(target) -> str:
 
 
 def test_it_lands_on_the_base_model_that_its_names_say(root: Path, model):
-    from i2l.i2l_core.host.patch import report
+    from i2l.i2l_core.host.patch import fitting
     from i2l.nodes.apply import ApplyPredictedLoRA
 
     template_folders.style(root / "ink")
     out = predict(load("ink/")[0], images((40, 48)))
     assert (out[0].lora.base_model, out[0].lora.predictor) == ("i2l-tiny", "ink")
-    assert report(out[0].lora, model).wrong == ()
+    assert fitting(out[0].lora, model).missing == ()
     styled = ApplyPredictedLoRA.execute(model, out[0], 1.0)[0]
     assert len(styled.patches) == 6 - 2  # q and v of one weight twice
     target = next(target for target in out[0].lora.layers if target.rows == (512, 256))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
@@ -26,9 +27,30 @@ from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
 from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
-from .patch import apply_merged, architecture_of, check_fits, report, with_patches
+from .patch import Fit, apply_merged, architecture_of, fitting, misfit, with_patches
 
 MERGED, LIVE = "merged", "live"
+_SKIP_CURE = "apply the part that fits by setting missing_layers to skip"
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """What was done with a LORA_MODEL; the node's line (`str`) and its card are rendered from it.
+
+    `fit`: where its layers are, or None for a kind that only the host reads, of `n_layers` layers.
+    `neutral`: it was predicted from gray pictures.
+    """
+
+    fit: Fit | None
+    n_layers: int
+    mode: str
+    strength: float
+    neutral: bool = False
+
+    def __str__(self) -> str:
+        if self.fit is None:
+            return f"{self.n_layers} LoRA layers, all of them placed"
+        return f"live: {self.fit}" if self.mode == LIVE else str(self.fit)
 
 
 def apply_lora_model(
@@ -39,8 +61,8 @@ def apply_lora_model(
     schedule: Schedule = ALWAYS,
     mask: Tensor | None = None,
     partial: bool = False,
-) -> tuple[ModelPatcher, str]:
-    """(a clone of `model` with the LoRA, one line saying where its layers are); `model` stays as it is.
+) -> tuple[ModelPatcher, Applied]:
+    """(a clone of `model` with the LoRA, where its layers are); `model` stays as it is.
 
     `schedule` and `mask` (N, H, W) need `mode` LIVE.
     `partial`: layers that the model lacks are left out and counted.
@@ -63,13 +85,13 @@ def apply_lora_model(
         if mode == MERGED:
             return _apply_by_host(model, value, strength)
         raise
-    where = str(report(lora, model))
-    logging.info("i2L: %s", where)
+    fit = fitting(lora, model, partial, _SKIP_CURE)
+    applied = Applied(fit, fit.n_layers, mode, strength, getattr(value, "neutral", False))
+    logging.info("i2L: %s", applied)
     if mode == MERGED:
-        return apply_merged(model, lora, strength, partial), where
-    fitting = check_fits(lora, model, partial)
-    live = LiveLoRA(fitting, strength, mask=mask, schedule=schedule)
-    return attach(model, live), f"live: {where}"
+        return apply_merged(model, fit, strength), applied
+    live = LiveLoRA(fit.lora, strength, mask=mask, schedule=schedule, fit=fit)
+    return attach(model, live), applied
 
 
 class _Recorder(dict[str, Tensor]):
@@ -87,7 +109,7 @@ class _Recorder(dict[str, Tensor]):
         return self[key] if key in self else default
 
 
-def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[ModelPatcher, str]:
+def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[ModelPatcher, Applied]:
     if not isinstance(tensors, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(tensors).__name__}")
     names = comfy.lora.model_lora_keys_unet(model.model, {})
@@ -107,14 +129,14 @@ def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[
     if wrong:
         raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
 
-    return with_patches(model, patches, strength), f"{len(patches)} LoRA layers, all of them placed"
+    return with_patches(model, patches, strength), Applied(None, len(patches), MERGED, strength)
 
 
 def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:
     """Why a patch cannot go to its weight, or nothing. Only kinds whose size can be told are checked."""
     name, offset = (key, None) if isinstance(key, str) else (key[0], key[1])
     if name not in weights:
-        return f"{name} (the model has no such weight)"
+        return misfit(name, (), None)
     shape = list(weights[name].shape)
     if offset is not None:
         dim, _, length = offset
@@ -123,11 +145,10 @@ def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:
         up, down, _, mid, _, reshape = patch.weights
         if mid is not None or reshape is not None:
             return ""
-        size = [up.shape[0], down.flatten(1).shape[1]]
-        fits = up.flatten(1).shape[1] == down.shape[0] and size == [shape[0], math.prod(shape[1:])]
-    elif isinstance(patch, WeightAdapterBase):
-        return ""
-    else:
-        size = list(patch[1][0].shape)
-        fits = size == shape
-    return "" if fits else f"{name} (layer {'x'.join(map(str, size))}, weight {'x'.join(map(str, shape))})"
+        if up.flatten(1).shape[1] != down.shape[0]:
+            return f"{name} (down of rank {down.shape[0]}, up of rank {up.flatten(1).shape[1]})"
+        # the host multiplies matrices and gives the product the shape of the weight
+        return misfit(name, (up.shape[0], down[0].numel()), (shape[0], math.prod(shape[1:])))
+    return (
+        "" if isinstance(patch, WeightAdapterBase) else misfit(name, tuple(patch[1][0].shape), tuple(shape))
+    )

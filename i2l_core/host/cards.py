@@ -7,42 +7,42 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ..card import Card, lora_entry, warning
-from ..lora_files.tensors import OtherKind
-from .apply import LIVE
+from .apply import LIVE, Applied
 from .guidance import NO_NEGATIVE_SIDE, has_no_negative_side
 from .live.branches import Branch
 from .live.engine import attached
-from .lora_model import PredictedLoRA, lora_of
-from .patch import architecture_of, report
+from .patch import Fit
 
 
-def applied_card(model: ModelPatcher, value: Any, strength: float, mode: str) -> Card | None:
-    """The card of a LORA_MODEL that was applied to `model`. None for a kind that only the host can read."""
-    architecture = architecture_of(model)
-    if architecture is None and not isinstance(value, PredictedLoRA):
+def applied_card(applied: Applied) -> Card | None:
+    """The card of a LORA_MODEL that was applied. None for a kind that only the host can read."""
+    if applied.fit is None:
         return None
-    try:
-        lora = lora_of(value, architecture)
-    except OtherKind:
-        return None
-    landed = len(report(lora, model).landed)
-    role = "neutral" if getattr(value, "neutral", False) else "style"
-    out = lora.n_layers - landed
-    text = f"{out} layers of this LoRA have no place in this model and were left out"
-    warnings = [warning("left_out", text, n=out)] if out else []
-    return {
-        "loras": [lora_entry(lora, role, landed=landed, mode=mode, strength=strength)],
-        "warnings": warnings,
-    }
+    role = "neutral" if applied.neutral else "style"
+    entry = _entry(applied.fit, role, mode=applied.mode, strength=applied.strength)
+    return {"loras": [entry], "warnings": _left_out(applied.fit)}
 
 
 def guidance_card(model: ModelPatcher, cfg: float | None = None) -> Card:
     """The card of the live LoRAs of `model`, which are guided at `cfg` if that is known."""
-    loras = []
+    loras, warnings = [], []
     for live in attached(model):
+        assert live.fit is not None  # `attach` made sure
         role = "neutral" if live.branch is Branch.NEGATIVE else "style"
         side = {"side": live.branch.value} if live.branch else {}
-        landed = len(report(live.lora, model).landed)
-        loras.append(lora_entry(live.lora, role, landed=landed, mode=LIVE, strength=live.strength, **side))
-    warnings = [warning("cfg_1", NO_NEGATIVE_SIDE)] if has_no_negative_side(cfg) else []
+        loras.append(_entry(live.fit, role, mode=LIVE, strength=live.strength, **side))
+        warnings += _left_out(live.fit)
+    if has_no_negative_side(cfg):
+        warnings.append(warning("cfg_1", NO_NEGATIVE_SIDE))
     return {"loras": loras, "warnings": warnings}
+
+
+def _entry(fit: Fit, role: str, **applied: Any) -> Card:
+    entry = lora_entry(fit.lora, role, landed=fit.lora.n_layers, **applied)
+    return {**entry, "layers": fit.n_layers}
+
+
+def _left_out(fit: Fit) -> list[Card]:
+    out = len(fit.missing)
+    text = f"{out} layers of this LoRA have no place in this model and were left out"
+    return [warning("left_out", text, n=out)] if out else []

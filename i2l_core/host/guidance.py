@@ -11,8 +11,7 @@ from ..schedule import ALWAYS, Schedule
 from .live.branches import Branch
 from .live.engine import attach, attached
 from .live.loras import LiveLoRA
-from .lora_model import lora_of
-from .patch import architecture_of, report
+from .lora_model import fit_lora_model
 
 NO_NEGATIVE_SIDE = "cfg is 1: there is no negative side, only the style acts"
 
@@ -31,10 +30,10 @@ def asymmetric(
     model as it is; layers that only one of the two has are zero in the other. `schedule`: of both. Raises I2LError,
     before anything is cloned, for a LoRA that does not fit or numbers out of range.
     """
-    architecture = architecture_of(model)
 
     def side(value: Any, strength: float, branch: Branch) -> LiveLoRA:
-        return LiveLoRA(lora_of(value, architecture), strength, branch, schedule=schedule)
+        fit = fit_lora_model(value, model)
+        return LiveLoRA(fit.lora, strength, branch, schedule=schedule, fit=fit)
 
     loras = [side(style, strength, Branch.POSITIVE)]
     if neutral is not None:
@@ -44,10 +43,7 @@ def asymmetric(
 
 def describe(model: ModelPatcher, cfg: float | None = None) -> str:
     """One line for the node: which live LoRAs act where on a MODEL, and what `cfg` 1 means for them."""
-    parts = [
-        f"{live.branch.value if live.branch else 'both sides'}: {report(live.lora, model)}"
-        for live in attached(model)
-    ]
+    parts = [f"{live.branch.value if live.branch else 'both sides'}: {live.fit}" for live in attached(model)]
     if has_no_negative_side(cfg):
         parts.append(NO_NEGATIVE_SIDE)
     return "; ".join(parts)

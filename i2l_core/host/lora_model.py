@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..base_models import Architecture
@@ -15,6 +16,7 @@ from ..errors import I2LError
 from ..lora import LoRA
 from ..lora_files.tensors import from_state_dict, to_state_dict
 from ..mixing.whole_weights import in_whole_weights
+from .patch import Fit, architecture_of, fitting
 
 
 class PredictedLoRA(dict[str, Tensor]):
@@ -39,3 +41,8 @@ def lora_of(value: Any, architecture: Architecture | None = None) -> LoRA:
     if not isinstance(value, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
     return from_state_dict(value, source="the LORA_MODEL", architecture=architecture)
+
+
+def fit_lora_model(value: Any, model: ModelPatcher, partial: bool = False, cure: str = "") -> Fit:
+    """A LORA_MODEL read and fitted to a MODEL, once: see `lora_of` and `patch.fitting` for what raises I2LError."""
+    return fitting(lora_of(value, architecture_of(model)), model, partial, cure)

@@ -10,7 +10,7 @@ The host skips what it cannot place, and only logs a wrong shape; so everything 
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,22 +28,24 @@ _PREFIX = "diffusion_model."
 PatchKey = str | tuple[str, tuple[int, int, int]]
 
 
-@dataclass(frozen=True)
-class Report:
-    """Where the layers of a LoRA land on a MODEL. `wrong` says why a layer cannot; empty: all of them do."""
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A LoRA as it fits one MODEL: compared with its weights once, on the way to patches or hooks.
 
-    landed: tuple[Target, ...]
-    wrong: tuple[str, ...] = ()
+    `lora`: the layers that the MODEL has. `missing`: each of the others with the reason.
+    """
+
+    lora: LoRA
+    missing: tuple[str, ...] = ()
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the LoRA that came in."""
+        return self.lora.n_layers + len(self.missing)
 
     def __str__(self) -> str:
-        """One line for a log: "238 of 238 LoRA layers on 170 weights: layers 210, noise_refiner 14, ..."."""
-        groups = collections.Counter(target.weight.split(".")[0] for target in self.landed)
-        total = len(self.landed) + len(self.wrong)
-        weights = len({target.weight for target in self.landed})
-        where = ", ".join(f"{group} {count}" for group, count in groups.items())
-        return f"{len(self.landed)} of {total} LoRA layers on {weights} weights" + (
-            f": {where}" if where else ""
-        )
+        """One line for a node: "238 of 238 LoRA layers on 170 weights: layers 210, noise_refiner 14, ..."."""
+        return _counted(tuple(self.lora.layers), self.n_layers)
 
 
 def weights_of(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
@@ -62,39 +64,58 @@ def architecture_of(model: ModelPatcher) -> Architecture | None:
     return next((architecture for architecture in ARCHITECTURES if architecture.matches(weights)), None)
 
 
-def report(lora: LoRA, model: ModelPatcher) -> Report:
-    """Where each layer lands. Changes nothing and raises nothing."""
-    return _report(lora, weights_of(model))
+def fitting(lora: LoRA, model: ModelPatcher, partial: bool = False, cure: str = "") -> Fit:
+    """The LoRA as it fits the model: with `partial` that part of it that does. Changes nothing.
 
-
-def check_fits(lora: LoRA, model: ModelPatcher, partial: bool = False) -> LoRA:
-    """The LoRA, or with `partial` that part of it that fits the model.
-
-    A LoRA without a base model is taken for this one.
+    A LoRA without a base model is taken for this one. `cure`: what the node at hand offers where a part does not fit.
     Raises I2LError when it is for another base model (naming both), when none of its layers fits the model, when
     not all of them do (naming up to five) and `partial` is off, or when a number in it is not finite.
     """
     weights = weights_of(model)
     if lora.base_model:
         _check_base_model(lora, weights)
-    found = _report(lora, weights)
-    if found.wrong and not (partial and found.landed):
-        cure = "" if not found.landed else "; apply the part that fits by setting missing_layers to skip"
-        raise I2LError(f"the LoRA does not fit this MODEL, {found}. Not placed: {listed(found.wrong)}{cure}")
+    landed, missing = [], []
+    for target, layer in sorted(lora.layers.items()):
+        problem = misfit(
+            str(target), (layer.d_out, layer.d_in), weights.get(f"{target.weight}.weight"), target.rows
+        )
+        if problem:
+            missing.append(problem)
+        else:
+            landed.append(target)
+    if missing and not (partial and landed):
+        cure = f"; {cure}" if cure and landed else ""
+        where = _counted(landed, lora.n_layers)
+        raise I2LError(f"the LoRA does not fit this MODEL, {where}. Not placed: {listed(missing)}{cure}")
     lora.check_finite()
-    return lora.only(found.landed) if found.wrong else lora
+    return Fit(lora.only(landed), tuple(missing)) if missing else Fit(lora)
 
 
-def apply_merged(model: ModelPatcher, lora: LoRA, strength: float, partial: bool = False) -> ModelPatcher:
+def misfit(
+    name: str,
+    size: tuple[int, ...],
+    shape: tuple[int, ...] | None,
+    rows: tuple[int, int] | None = None,
+) -> str:
+    """Why a layer of `size` cannot go to a weight of `shape`, or to its `rows` (start, length); "" when it can."""
+    if shape is None:
+        return f"{name} (the model has no such weight)"
+    start, length = rows or (0, shape[0])
+    if start + length <= shape[0] and size == (length, *shape[1:]):
+        return ""
+    return f"{name} (layer {'x'.join(map(str, size))}, weight {'x'.join(map(str, shape))})"
+
+
+def apply_merged(model: ModelPatcher, lora: LoRA | Fit, strength: float) -> ModelPatcher:
     """A clone of `model` with W' = W + strength * up @ down; `model` stays as it is.
 
-    Raises I2LError, before anything is cloned, when the LoRA does not fit (`check_fits`) or when the strength is
-    not finite.
+    Raises I2LError, before anything is cloned, when the LoRA does not fit (`fitting`) or when the strength is not
+    finite.
     """
-    fitting = check_fits(lora, model, partial)
+    fit = lora if isinstance(lora, Fit) else fitting(lora, model)
     patches = {
         _key(target): LoRAAdapter(set(), (layer.up.detach(), layer.down.detach(), None, None, None, None))
-        for target, layer in fitting.layers.items()
+        for target, layer in fit.lora.layers.items()
     }
     return with_patches(model, patches, strength)
 
@@ -131,26 +152,11 @@ def _check_base_model(lora: LoRA, weights: Weights) -> None:
         )
 
 
-def _report(lora: LoRA, weights: Weights) -> Report:
-    landed, wrong = [], []
-    for target, layer in sorted(lora.layers.items()):
-        problem = _problem(target, (layer.d_out, layer.d_in), weights.get(f"{target.weight}.weight"))
-        if problem:
-            wrong.append(problem)
-        else:
-            landed.append(target)
-    return Report(tuple(landed), tuple(wrong))
-
-
-def _problem(target: Target, size: tuple[int, int], shape: tuple[int, ...] | None) -> str:
-    """Why a layer of `size` (d_out, d_in) cannot go to its target in a weight of `shape`, or nothing."""
-    if shape is None:
-        return f"{target} (the model has no such weight)"
-    start, length = target.rows or (0, shape[0])
-    if len(shape) != 2 or start + length > shape[0] or size != (length, shape[1]):
-        expected = "x".join(str(side) for side in shape)
-        return f"{target} (layer {size[0]}x{size[1]}, weight {expected})"
-    return ""
+def _counted(targets: Sequence[Target], total: int) -> str:
+    groups = collections.Counter(target.weight.split(".")[0] for target in targets)
+    weights = len({target.weight for target in targets})
+    where = ", ".join(f"{group} {count}" for group, count in groups.items())
+    return f"{len(targets)} of {total} LoRA layers on {weights} weights" + (f": {where}" if where else "")
 
 
 def _key(target: Target) -> PatchKey:

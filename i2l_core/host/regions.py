@@ -21,8 +21,7 @@ from ..schedule import ALWAYS, Schedule
 from .live.branches import Branch, tagged
 from .live.engine import attach
 from .live.loras import LiveLoRA, check_mask
-from .lora_model import lora_of
-from .patch import architecture_of
+from .lora_model import fit_lora_model
 
 Conditioning = list[list[Any]]
 
@@ -54,8 +53,8 @@ def add_region(
     if not mask.any():
         raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
     tag = f"region {uuid4().hex}"
-    lora = lora_of(value, architecture_of(model))
-    styled = attach(model, LiveLoRA(lora, strength, Branch.POSITIVE, tag, schedule=schedule))
+    fit = fit_lora_model(value, model)
+    styled = attach(model, LiveLoRA(fit.lora, strength, Branch.POSITIVE, tag, schedule=schedule, fit=fit))
     whole = positive[0][1].get(_WHOLE, positive)
     styled.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _KEY)
     styled.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _sampled)

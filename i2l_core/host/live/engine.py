@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -22,7 +23,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...base_models import ARCHITECTURES
-from ..patch import check_fits, weights_of
+from ..patch import fitting, weights_of
 from .branches import read_conds
 from .image_tokens import check_maskable
 from .loras import LiveLoRA, LiveSet, check_mask_fits
@@ -36,10 +37,9 @@ def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
 
     Raises I2LError, before anything is cloned, when one of them does not fit the model.
     """
-    for live in loras:
-        check_fits(live.lora, model)
-        if live.mask is not None:
-            check_maskable(model.model.diffusion_model)
+    if any(live.mask is not None for live in loras):
+        check_maskable(model.model.diffusion_model)
+    loras = tuple(_fitted(live, model) for live in loras)
     clone = model.clone()
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights_of(model).items() if shape}
     engine = LiveEngine(LiveSet.of((*attached(model), *loras), widths))
@@ -53,6 +53,13 @@ def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
 def attached(model: ModelPatcher) -> tuple[LiveLoRA, ...]:
     """The live LoRAs of a MODEL, in the order in which they were attached."""
     return model.get_attachment(_KEY) or ()
+
+
+def _fitted(live: LiveLoRA, model: ModelPatcher) -> LiveLoRA:
+    if live.fit is not None:
+        return live
+    fit = fitting(live.lora, model)
+    return replace(live, lora=fit.lora, fit=fit)
 
 
 class LiveEngine:

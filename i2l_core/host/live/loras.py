@@ -12,6 +12,7 @@ from ...errors import I2LError
 from ...lora import LoRA, LowRank, Target, to_whole_weights
 from ...references import check_range
 from ...schedule import ALWAYS, Schedule
+from ..patch import Fit
 from .branches import Branch, Chunk
 
 _MOST_STRETCHED = 1.1  # how far the proportions of a mask may be off: rounding to the latent's grid
@@ -24,6 +25,7 @@ class LiveLoRA:
     `branch`, `tag`: only on rows of that branch, or of conditionings with that tag (`branches.tagged`).
     `schedule`: at which steps, and by which factor on `strength`.
     `mask`: (N, H, W) in 0..1, N = 1 or the batch size, any resolution.
+    `fit`: how `lora` fits the MODEL, where that is known; `attach` finds it out otherwise.
     Raises I2LError for numbers out of range.
     """
 
@@ -33,6 +35,7 @@ class LiveLoRA:
     tag: str | None = None
     mask: Tensor | None = None
     schedule: Schedule = ALWAYS
+    fit: Fit | None = None
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
