@@ -29,6 +29,7 @@ from i2l_core.demo.prompts import content_prompt
 from i2l_core.demo.sampler import Sampling
 from i2l_core.lora import LoRA, LowRank, Target
 from i2l_core.mixing import fuse
+from i2l_core.mixing.slerp import Slerp, interpolate
 from i2l_core.predictors.query.file import load_predictor
 from tools.host import import_host
 
@@ -84,7 +85,7 @@ class Mix:
             "A alone": self._one,
             "joint": self._joint(both),
             "concat": self._fused(lambda a, b: fuse.concat([a, b], [0.5, 0.5])),
-            "interpolate": self._fused(lambda a, b: fuse.interpolate(a, b, 0.5)[0]),
+            "interpolate": self._fused(lambda a, b: interpolated(a, b, 0.5)),
             "svd, rank 4": self._fused(lambda a, b: fuse.svd([a, b], [0.5, 0.5], rank=4)[0]),
             "spectral, alpha 1": self._fused(lambda a, b: fuse.spectral([a, b], [0.5, 0.5], 1.0)[0]),
         }
@@ -101,7 +102,7 @@ class Mix:
 
     def way(self) -> dict[str, Any]:
         found = {
-            f"{t:g}": self._between(f"t {t:g}", self._fused(lambda a, b, t=t: fuse.interpolate(a, b, t)[0]))
+            f"{t:g}": self._between(f"t {t:g}", self._fused(lambda a, b, t=t: interpolated(a, b, t)))
             for t in _WAY
         }
         return _with_trend(found)
@@ -167,6 +168,10 @@ class Mix:
             fields = (getattr(seen, f).roll(roll, 0) for f in Verdict.__dataclass_fields__)
             total += distance(Verdict(*(field.repeat_interleave(prompts, 0) for field in fields)), made)
         return total / len(self.bench.seen)
+
+
+def interpolated(a: LoRA, b: LoRA, t: float) -> LoRA:
+    return interpolate([a, b], Slerp.between([a, b], [1.0, 1.0]), t)[0]
 
 
 def single(loras: LoRAs, index: int) -> LoRA:

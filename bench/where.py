@@ -16,7 +16,7 @@ import torch
 from i2l_core.demo.sampler import Sampling
 from i2l_core.errors import I2LError
 from i2l_core.lora import LoRA, LowRank, Target
-from i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, Where, limited
+from i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, BlockWeights, apply_block_weights
 
 from ._world import Bench, LoRAs, predict
 
@@ -50,14 +50,14 @@ def main() -> None:
     print(json.dumps({**result, **bench.about()}))
 
 
-def limit(loras: LoRAs, where: Where) -> LoRAs:
-    """`where.limited` on stacked LoRAs, empty when nothing is left: the strengths are those of a LoRA of ones."""
+def limit(loras: LoRAs, where: BlockWeights) -> LoRAs:
+    """`apply_block_weights` on stacked LoRAs, empty when nothing is left: strengths are those of a LoRA of ones."""
     ones = {
         Target(w): LowRank(torch.ones(1, d.shape[2]), torch.ones(u.shape[1], 1))
         for w, (d, u) in loras.items()
     }
     try:
-        parts = limited(LoRA(ones), where).layers
+        parts = apply_block_weights(LoRA(ones), where).layers
     except I2LError:
         return {}
     return {t.weight: (loras[t.weight][0], loras[t.weight][1] * layer.up) for t, layer in parts.items()}

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import I2LError
-from .references import Reference, weighted
+from .references import Reference, references_with
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 
@@ -32,7 +32,7 @@ def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) 
             f"{path}: expected a picture ({reason}); save it as PNG, JPEG or WebP and try again"
         ) from error
     try:
-        return weighted(pixels, weight)[0]
+        return references_with(pixels, weight)[0]
     except I2LError as error:
         raise I2LError(f"{path}: {str(error).removeprefix('image: ')}") from error
 

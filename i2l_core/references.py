@@ -53,7 +53,7 @@ class Reference:
         """(height, width) in pixels"""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def filled(self) -> Reference:
+    def mask_filled(self) -> Reference:
         """For predictors that see the whole picture as one: the mean colour of what the mask shows, elsewhere.
 
         The result has no mask; a picture without one is returned as it is.
@@ -65,7 +65,7 @@ class Reference:
         return Reference(self.pixels * share + mean * (1 - share), self.weight)
 
 
-def counted(references: Sequence[Reference]) -> list[Reference]:
+def with_positive_weight(references: Sequence[Reference]) -> list[Reference]:
     """The references whose weight is above zero. Raises I2LError when none is left."""
     found = [reference for reference in references if reference.weight > 0]
     if not found:
@@ -100,7 +100,7 @@ def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]
     return references
 
 
-def weighted(image: Batch, weight: float, mask: Tensor | None = None) -> list[Reference]:
+def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> list[Reference]:
     """The pictures of one IMAGE batch, or references ready made, with one weight and a mask for all or one for each.
 
     The weight of a reference is multiplied by `weight`, and its mask by `mask`: (H, W) or (N, H, W), N = 1 or the

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.lora_model import PredictedLoRA, lora_of
-from ..i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, Where, limited
+from ..i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, BlockWeights, apply_block_weights
 from ..i2l_core.schedule import Curve
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, strength_input
@@ -74,11 +74,11 @@ class LoRABlocks(io.ComfyNode):
         depth: str,
     ) -> io.NodeOutput:
         where = (
-            Where(attention, mlp, other, image, text, Curve.parse(depth))
+            BlockWeights(attention, mlp, other, image, text, Curve.parse(depth))
             if preset == CUSTOM
             else PRESETS[preset]
         )
         value = lora_of(lora)
-        changed = limited(value, where)
+        changed = apply_block_weights(value, where)
         shown = f"acts in {changed.n_layers} of {value.n_layers} layers"
         return io.NodeOutput(PredictedLoRA(changed), ui=NodeReport(shown))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.references import Batch, weighted
+from ..i2l_core.references import Batch, references_with
 from .report import NodeReport
 from .sockets import CATEGORY, Reference
 
@@ -50,6 +50,6 @@ class StyleReference(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Batch, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
-        references = weighted(image, weight, mask)
+        references = references_with(image, weight, mask)
         share = "" if references[0].mask is None else f", {references[0].mask.mean():.0%} of it looked at"
         return io.NodeOutput(references, ui=NodeReport(f"weight {weight:g}{share}"))

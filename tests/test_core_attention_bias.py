@@ -11,7 +11,7 @@ from i2l.i2l_core.encoders import NAFLEX, EncoderConfig, VisionEncoder
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query.attention_bias import attention_bias
 from i2l.i2l_core.predictors.query.network import QueryPredictor
-from i2l.i2l_core.references import Reference, counted, weighted
+from i2l.i2l_core.references import Reference, references_with, with_positive_weight
 
 _NAFLEX = EncoderConfig(
     NAFLEX,
@@ -58,7 +58,7 @@ def test_a_single_picture_counts_against_the_queries(predict):
 
 def test_weight_0_is_the_picture_left_out(predict):
     one, other = Reference(picture()), Reference(picture(), 0)
-    assert counted([one, other]) == [one]
+    assert with_positive_weight([one, other]) == [one]
     assert torch.equal(predict(one, other), predict(one, other))
     assert torch.allclose(predict(one, other), predict(one), rtol=0, atol=1e-9)
 
@@ -96,13 +96,13 @@ def test_a_masked_patch_is_left_out(predict):
 def test_what_a_mask_hides_can_be_filled_with_the_mean_colour_of_the_rest():
     pixels, mask = picture(10, 20), torch.zeros(10, 20)
     mask[:, :5] = 1
-    filled = Reference(pixels, 2.0, mask).filled()
+    filled = Reference(pixels, 2.0, mask).mask_filled()
     assert filled.mask is None
     assert filled.weight == 2
     assert torch.equal(filled.pixels[:, :5], pixels[:, :5])
     assert torch.allclose(filled.pixels[:, 5:], pixels[:, :5].mean(dim=(0, 1)).expand(10, 15, 3))
     plain = Reference(pixels)
-    assert plain.filled() is plain
+    assert plain.mask_filled() is plain
 
 
 def test_hashes_tell_masks_apart_and_pictures_alike():
@@ -115,11 +115,11 @@ def test_hashes_tell_masks_apart_and_pictures_alike():
 
 def test_a_batch_takes_one_mask_or_one_each():
     batch, masks = torch.rand(3, 20, 30, 3), torch.rand(3, 10, 15)
-    each = weighted(batch, 0.5, masks)
+    each = references_with(batch, 0.5, masks)
     assert [one.weight for one in each] == [0.5] * 3
     assert len({one.mask_hash for one in each}) == 3
-    assert len({one.mask_hash for one in weighted(batch, 1, masks[:1])}) == 1
-    assert [one.hash for one in weighted(batch, 1)] == [one.hash for one in each]
+    assert len({one.mask_hash for one in references_with(batch, 1, masks[:1])}) == 1
+    assert [one.hash for one in references_with(batch, 1)] == [one.hash for one in each]
     assert each[0].mask is not None
     assert tuple(each[0].mask.shape) == (20, 30)
 
@@ -135,9 +135,18 @@ def test_a_batch_takes_one_mask_or_one_each():
             "mask: it is black everywhere.*disconnect it",
         ),
         (lambda: Reference(picture(), mask=torch.full((8, 8), float("nan"))), "mask: it holds NaN"),
-        (lambda: counted([Reference(picture(), 0)]), "the weights of all references are 0; give"),
-        (lambda: weighted(torch.rand(2, 16, 16, 3), 1, torch.ones(3, 8, 8)), "got 3 masks for 2 pictures"),
-        (lambda: weighted(torch.rand(2, 16, 16, 3), 1, torch.ones(8)), r"mask: expected a MASK .*\(8,\)"),
+        (
+            lambda: with_positive_weight([Reference(picture(), 0)]),
+            "the weights of all references are 0; give",
+        ),
+        (
+            lambda: references_with(torch.rand(2, 16, 16, 3), 1, torch.ones(3, 8, 8)),
+            "got 3 masks for 2 pictures",
+        ),
+        (
+            lambda: references_with(torch.rand(2, 16, 16, 3), 1, torch.ones(8)),
+            r"mask: expected a MASK .*\(8,\)",
+        ),
     ],
 )
 def test_weights_and_masks_that_make_no_sense(make, message: str):

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.mixing import fuse
+from i2l.i2l_core.mixing import fuse, slerp
+from i2l.i2l_core.mixing.slerp import Slerp
 from i2l.i2l_core.mixing.spectrum import cosine, energy
 
 D_OUT, D_IN = 12, 7
@@ -21,6 +22,10 @@ LIMIT = 1e-9
 
 # on a busy machine drawing LoRAs may take long
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+
+def interpolate(a: LoRA, b: LoRA, t: float, rank: int | None = None):
+    return slerp.interpolate([a, b], Slerp.between([a, b], [1.0, 1.0]), t, rank)
 
 
 def layer(k: int, d_in: int = D_IN, d_out: int = D_OUT, dtype=torch.float64) -> LowRank:
@@ -242,7 +247,7 @@ def test_no_dense_matrix_is_ever_made():
     with Largest() as seen:
         fuse.svd([a, b], [1, 1], 2)
         fuse.spectral([a, b], [1, 1], 1.0)
-        fuse.interpolate(a, b, 0.5, 2)
+        interpolate(a, b, 0.5, 2)
     assert 0 < seen.elements <= 4 * 400
 
 
@@ -295,7 +300,7 @@ def pair() -> tuple[LoRA, LoRA]:
 def test_the_ends_are_the_inputs_exactly(rank):
     a, b = pair()
     for t, end in ((0.0, a), (1.0, b)):
-        found, report = fuse.interpolate(a, b, t, rank)
+        found, report = interpolate(a, b, t, rank)
         assert found.layers.keys() == end.layers.keys()
         for target, part in end.layers.items():
             assert torch.equal(found.layers[target].up, part.up)
@@ -306,9 +311,9 @@ def test_the_ends_are_the_inputs_exactly(rank):
 
 def test_rank_on_the_way_is_no_more_than_asked_for():
     a, b = pair()
-    found, report = fuse.interpolate(a, b, 0.4, 2)
+    found, report = interpolate(a, b, 0.4, 2)
     assert max(report.ranks.values()) == found.rank == 2
-    best, _ = fuse.svd([fuse.interpolate(a, b, 0.4)[0]], [1], 2)
+    best, _ = fuse.svd([interpolate(a, b, 0.4)[0]], [1], 2)
     assert_equal(dense(found), dense(best))
 
 
@@ -319,7 +324,7 @@ def test_size_goes_evenly_from_end_to_end(seed, t):
     a, b = pair()
     if cosine(a, b) < 0:
         b = b.scaled(-1)
-    found, _ = fuse.interpolate(a, b, t)
+    found, _ = interpolate(a, b, t)
     assert size(found) == pytest.approx((1 - t) * size(a) + t * size(b))
     angle = math.acos(float(cosine(a, b)))
     assert math.acos(min(1.0, float(cosine(a, found)))) == pytest.approx(t * angle, abs=1e-6)
@@ -335,7 +340,7 @@ def test_it_is_the_change_that_is_interpolated_and_not_its_factors():
         }
     )
     for function in (
-        lambda x, y: fuse.interpolate(x, y, 0.3)[0],
+        lambda x, y: interpolate(x, y, 0.3)[0],
         lambda x, y: fuse.svd([x, y], [1, 2], 2)[0],
         lambda x, y: fuse.spectral([x, y], [1, 2], 0.7)[0],
     ):
@@ -349,22 +354,22 @@ def turned(rank: int) -> torch.Tensor:
 @pytest.mark.parametrize("t", [0.25, 0.5])
 def test_between_strengths_of_one_lora_lie_its_strengths(t):
     a, _ = pair()
-    found, _ = fuse.interpolate(a, a.scaled(3), t)
+    found, _ = interpolate(a, a.scaled(3), t)
     assert_equal(dense(found), dense(a.scaled(1 + 2 * t)))
-    weighted, _ = fuse.on_the_way([a, a], fuse.way([a, a], [1, 3]), t)
-    assert_equal(dense(weighted), dense(found))
+    references_with, _ = slerp.interpolate([a, a], Slerp.between([a, a], [1, 3]), t)
+    assert_equal(dense(references_with), dense(found))
 
 
 def test_opposed_loras_are_not_blown_up():
     a, _ = pair()
-    assert size(fuse.interpolate(a, a.scaled(-1), 0.5)[0]) == pytest.approx(0, abs=1e-6 * size(a))
-    shares = fuse.way([a, a.scaled(-1)], [1, 1]).shares(0.5)
+    assert size(interpolate(a, a.scaled(-1), 0.5)[0]) == pytest.approx(0, abs=1e-6 * size(a))
+    shares = Slerp.between([a, a.scaled(-1)], [1, 1]).weights(0.5)
     assert shares == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)))
-    assert fuse.way([a, a], [1, -2]).shares(0.5) == pytest.approx(
+    assert Slerp.between([a, a], [1, -2]).weights(0.5) == pytest.approx(
         (1.5 * math.sqrt(0.5), -1.5 * math.sqrt(0.5))
     )
     nothing = a.scaled(0)
-    assert_equal(dense(fuse.interpolate(a, nothing, 0.25)[0]), dense(a.scaled(0.75)))
+    assert_equal(dense(interpolate(a, nothing, 0.25)[0]), dense(a.scaled(0.75)))
 
 
 # what is zero, equal or of rank 1
@@ -384,7 +389,7 @@ def test_edge_cases_stay_finite_and_exact(kind):
             fused.check_finite()
             assert 0 <= report.error <= 1
             assert 0 <= report.energy <= 1
-        fuse.interpolate(one, two, 0.5)[0].check_finite()
+        interpolate(one, two, 0.5)[0].check_finite()
 
 
 def test_a_zero_layer_stays_in_the_lora():
@@ -403,7 +408,7 @@ def test_gradients_of_sums_and_ways_are_finite(kind):
     ]
     b = LoRA({Target("x"): LowRank(*factors)})
     (fuse.concat([a, b], [1, 0.5]).layers[Target("x")].delta().sum()).backward()
-    (fuse.interpolate(a, b, 0.5)[0].layers[Target("x")].delta().sum()).backward()
+    (interpolate(a, b, 0.5)[0].layers[Target("x")].delta().sum()).backward()
     for factor in factors:
         assert factor.grad is not None
         assert factor.grad.isfinite().all()
@@ -449,17 +454,17 @@ def test_what_cannot_be_fused_is_refused_in_one_line(loras, weights, message):
     ("call", "message"),
     [
         (lambda: fuse.svd([A], [1], rank=0), "rank must be a whole number from 1 up, got 0"),
-        (lambda: fuse.svd([A], [1], energy=0.0), "energy must be a share above 0 and up to 1, got 0.0"),
+        (lambda: fuse.svd([A], [1], energy=0.0), "energy must be a fraction above 0 and up to 1, got 0.0"),
         (lambda: fuse.svd([A], [1], energy=1.5), "got 1.5"),
         (lambda: fuse.svd([A], [1], energy=math.nan), "got nan"),
         (lambda: fuse.spectral([A], [1], -0.1), "alpha must be a number from 0 up, got -0.1"),
         (lambda: fuse.spectral([A], [1], math.nan), "alpha must be"),
-        (lambda: fuse.interpolate(A, A, 1.1), r"t must be a number from 0 .* got 1.1"),
-        (lambda: fuse.interpolate(A, A, math.nan), "got nan"),
-        (lambda: fuse.interpolate(A, KLEIN, 0.5), "LoRA 1 is for Z-Image"),
-        (lambda: fuse.interpolate(A, BROKEN, 0.5), "LoRA 2: .* NaN"),
-        (lambda: fuse.way([A, A], [1, 0]), "both weights must be other than 0"),
-        (lambda: fuse.way([A, A, A], [1, 1, 1]), "expected two LoRAs, got 3"),
+        (lambda: interpolate(A, A, 1.1), r"t must be a number from 0 .* got 1.1"),
+        (lambda: interpolate(A, A, math.nan), "got nan"),
+        (lambda: interpolate(A, KLEIN, 0.5), "LoRA 1 is for Z-Image"),
+        (lambda: interpolate(A, BROKEN, 0.5), "LoRA 2: .* NaN"),
+        (lambda: Slerp.between([A, A], [1, 0]), "both weights must be other than 0"),
+        (lambda: Slerp.between([A, A, A], [1, 1, 1]), "interpolation needs two LoRAs, got 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(call, message):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.references import Reference, gray, references_from, weighted
+from i2l.i2l_core.references import Reference, gray, references_from, references_with
 
 
 def test_batches_of_different_sizes_become_single_pictures_in_order():
@@ -71,17 +71,17 @@ def test_what_is_no_picture_is_said(value: object):
 
 def test_a_mask_of_0_to_255_is_refused():
     with pytest.raises(I2LError, match=r"^mask: it has values from 0 to 255, expected 0 to 1"):
-        weighted(torch.rand(1, 8, 8, 3), 1.0, torch.tensor([0.0, 255.0]).repeat(8, 4))
+        references_with(torch.rand(1, 8, 8, 3), 1.0, torch.tensor([0.0, 255.0]).repeat(8, 4))
 
 
 def test_a_reference_of_references_multiplies_weights_and_masks():
     mask, other = torch.rand(8, 8), torch.rand(8, 8)
-    first, second = weighted(torch.rand(2, 8, 8, 3), 2.0, mask)
-    (one, two) = weighted([first, second], 1.5, other)
+    first, second = references_with(torch.rand(2, 8, 8, 3), 2.0, mask)
+    (one, two) = references_with([first, second], 1.5, other)
     assert (one.weight, one.hash, two.hash) == (3.0, first.hash, second.hash)
     assert one.mask is not None
     torch.testing.assert_close(one.mask, mask * other)
-    (plain,) = weighted([first], 1.0)
+    (plain,) = references_with([first], 1.0)
     assert (plain.weight, plain.mask_hash) == (2.0, first.mask_hash)
 
 

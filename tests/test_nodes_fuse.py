@@ -10,7 +10,8 @@ from tiny_models import build, lora_for
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.mixing import fuse
+from i2l.i2l_core.mixing import fuse, slerp
+from i2l.i2l_core.mixing.slerp import Slerp
 
 MODEL = "flux2"
 
@@ -84,13 +85,13 @@ def test_every_method_gives_what_the_core_gives(sockets):
     from i2l.i2l_core.host.lora_model import lora_of
 
     both, weights = [lora_of(socket) for socket in sockets], [0.5, 2.0]
-    way = fuse.way(both, weights)
+    arc = Slerp.between(both, weights)
     for method, settings, expected in (
         ("svd", {"rank": 2, "energy": 1.0}, fuse.svd(both, weights, 2)[0]),
         ("svd", {"rank": 0, "energy": 0.6}, fuse.svd(both, weights, energy=0.6)[0]),
         ("spectral", {"alpha": 0.7}, fuse.spectral(both, weights, 0.7)[0]),
-        ("interpolate", {"t": 0.3, "rank": 0}, fuse.on_the_way(both, way, 0.3)[0]),
-        ("interpolate", {"t": 0.3, "rank": 2}, fuse.on_the_way(both, way, 0.3, 2)[0]),
+        ("interpolate", {"t": 0.3, "rank": 0}, slerp.interpolate(both, arc, 0.3)[0]),
+        ("interpolate", {"t": 0.3, "rank": 2}, slerp.interpolate(both, arc, 0.3, 2)[0]),
     ):
         (found,) = run(sockets, method, weights, **settings)[0]
         assert_same(found.lora, expected)
@@ -177,7 +178,13 @@ def test_bad_input_is_refused_in_one_line(loras, sockets):
         ([None, None], [1, 1], "concat", {}, "at least one LoRA, got none"),
         (sockets, [0, 0], "concat", {}, "all weights are 0"),
         (sockets, [0, 0], "interpolate", {"t": 0.5, "rank": 0}, "all weights are 0"),
-        ([*sockets, sockets[0]], [1, 1, 1], "morph", {"frames": 2, "rank": 0}, "expected two LoRAs, got 3"),
+        (
+            [*sockets, sockets[0]],
+            [1, 1, 1],
+            "morph",
+            {"frames": 2, "rank": 0},
+            "interpolation needs two LoRAs, got 3",
+        ),
         ([sockets[0], broken], [1, 1], "concat", {}, "holds NaN"),
         (
             [z_image, klein],

@@ -14,7 +14,7 @@ from i2l_core.lora import LoRA
 from i2l_core.mixing import fuse
 
 from .._world import Bench, LoRAs, predict
-from ..fusion import single, stacked
+from ..fusion import interpolated, single, stacked
 
 _STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _RANKS = (1, 2, 3, 4)
@@ -48,7 +48,7 @@ def run(bench: Bench, steps: int) -> dict[str, Any]:
         "way": {},
     }
     for t in _WAY:
-        mixed = [fuse.interpolate(single(cpu, i), single(cpu, (i + 1) % styles), t)[0] for i in range(styles)]
+        mixed = [interpolated(single(cpu, i), single(cpu, (i + 1) % styles), t) for i in range(styles)]
         lora = _on(bench.device, stacked(mixed))
         case = bench.paint(f"t {t:g}", sampling, lora, lora)
         to_b = torch.stack([_to_next(case, reference) for reference in bench.seen]).mean(0)

@@ -29,7 +29,7 @@ from ..predictors.family import family_of
 from ..predictors.query.attention_bias import attention_bias
 from ..predictors.query.file import load_predictor
 from ..predictors.v1.network import load_v1, peek_v1
-from ..references import MIN_SIDE, Reference, counted, gray
+from ..references import MIN_SIDE, Reference, gray, with_positive_weight
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -180,7 +180,9 @@ def _references(paths: list[Path], weights: list[float] | None) -> list[Referenc
     if weights is not None and len(weights) != len(paths):
         raise I2LError(f"--weights: expected one for each of {len(paths)} pictures, got {len(weights)}")
     weights = weights or [1.0] * len(paths)
-    return counted([read_reference(path, weight) for path, weight in zip(paths, weights, strict=True)])
+    return with_positive_weight(
+        [read_reference(path, weight) for path, weight in zip(paths, weights, strict=True)]
+    )
 
 
 def _check_place(path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import I2LError
 from ..files.kinds import describe_tensors
-from ..files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
+from ..files.safetensors import check_dtypes, check_finite, check_shapes, open_safetensors, shapes_and_dtypes
 from .casting import FLOAT8, follow, in_float8, linear_weights, replace_layers
 from .cover import cover
 from .siglip import build_siglip
@@ -182,7 +182,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> PooledConfig | None:
 def peek_pooled(path: Path) -> PooledConfig | None:
     """Which encoder a file holds, from its header; None when it holds none or cannot be read."""
     try:
-        with opened(path) as file:
+        with open_safetensors(path) as file:
             return recognise(shapes_and_dtypes(file)[0])
     except I2LError:
         return None
@@ -201,7 +201,7 @@ def load_pooled(
     `ops` as for PooledEncoder. Raises I2LError naming the file when it is damaged, is something else,
     does not hold exactly the tensors of its kind, or holds NaN or infinity.
     """
-    with opened(Path(path), "an image encoder") as file:
+    with open_safetensors(Path(path), "an image encoder") as file:
         shapes, dtypes = shapes_and_dtypes(file)
         config = recognise(shapes)
         if config is None:

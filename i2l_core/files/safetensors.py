@@ -19,7 +19,7 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  #
 
 
 @contextlib.contextmanager
-def opened(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
+def open_safetensors(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
     """An open safetensors file. Its tensors are memory-mapped: a read one costs memory once it is copied.
 
     I2LErrors raised inside get the file's name in front.

@@ -10,6 +10,7 @@ import comfy.model_management
 from ..errors import I2LError
 from ..lora import LoRA
 from ..mixing import fuse
+from ..mixing.slerp import Slerp, interpolate
 from .lora_model import PredictedLoRA, lora_of
 
 CONCAT, SVD, SPECTRAL, INTERPOLATE, MORPH = "concat", "svd", "spectral", "interpolate", "morph"
@@ -59,16 +60,16 @@ def _between(
     rank: int | None,
     progress: Progress | None,
 ) -> tuple[list[LoRA], str]:
-    way = fuse.way(loras, weights)
+    slerp = Slerp.between(loras, weights)
     made, error = [], 0.0
     for done, t in enumerate(steps, 1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        lora, report = fuse.on_the_way(loras, way, t, rank)
+        lora, report = interpolate(loras, slerp, t, rank)
         made.append(lora)
         error = max(error, report.error)
         if progress is not None:
             progress(done, len(steps))
-    first, second = way.shares(steps[0])
+    first, second = slerp.weights(steps[0])
     about = (
         f"{first:.2f} of the first and {second:.2f} of the second"
         if len(steps) == 1
@@ -77,8 +78,8 @@ def _between(
     return made, about + (f", error {_percent(error)}" if rank else "")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
 
 
 def _ranks(made: Sequence[LoRA]) -> str:

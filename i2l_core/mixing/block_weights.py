@@ -31,7 +31,7 @@ from ..schedule import Curve
 
 
 @dataclass(frozen=True)
-class Where:
+class BlockWeights:
     """Strengths by kind of layer and by stream, and along the depth. Raises I2LError unless all are finite.
 
     `other`: modulation and what is outside of blocks. A layer that both streams share takes no part in `image` and
@@ -52,25 +52,25 @@ class Where:
 
 EVERYWHERE = "everywhere"
 _THIRD = 1 / 3
-PRESETS: Mapping[str, Where] = MappingProxyType(
+PRESETS: Mapping[str, BlockWeights] = MappingProxyType(
     {
-        EVERYWHERE: Where(),
-        "early blocks": Where(depth=Curve(((_THIRD, 1.0), (_THIRD, 0.0)))),
-        "middle blocks": Where(
+        EVERYWHERE: BlockWeights(),
+        "early blocks": BlockWeights(depth=Curve(((_THIRD, 1.0), (_THIRD, 0.0)))),
+        "middle blocks": BlockWeights(
             depth=Curve(((_THIRD, 0.0), (_THIRD, 1.0), (2 * _THIRD, 1.0), (2 * _THIRD, 0.0)))
         ),
-        "late blocks": Where(depth=Curve(((2 * _THIRD, 0.0), (2 * _THIRD, 1.0)))),
-        "attention": Where(mlp=0.0, other=0.0),
-        "MLP": Where(attention=0.0, other=0.0),
-        "modulation and ends": Where(attention=0.0, mlp=0.0),
-        "without modulation and ends": Where(other=0.0),
-        "without image stream": Where(image=0.0),
-        "without text stream": Where(text=0.0),
+        "late blocks": BlockWeights(depth=Curve(((2 * _THIRD, 0.0), (2 * _THIRD, 1.0)))),
+        "attention": BlockWeights(mlp=0.0, other=0.0),
+        "MLP": BlockWeights(attention=0.0, other=0.0),
+        "modulation and ends": BlockWeights(attention=0.0, mlp=0.0),
+        "without modulation and ends": BlockWeights(other=0.0),
+        "without image stream": BlockWeights(image=0.0),
+        "without text stream": BlockWeights(text=0.0),
     }
 )
 
 
-def limited(lora: LoRA, where: Where) -> LoRA:
+def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
     """The LoRA with each layer as strong as `where` says; layers of strength 0 are left out.
 
     Exact, with the factors' own dtype. Raises I2LError when no layer is left.
@@ -105,7 +105,7 @@ def _depths(lora: LoRA) -> dict[str, float]:
 
 
 def _scaled(
-    target: Target, layer: LowRank, place: LayerPosition, where: Where, depth: float | None
+    target: Target, layer: LowRank, place: LayerPosition, where: BlockWeights, depth: float | None
 ) -> LowRank | None:
     common = {IMAGE: where.image, TEXT: where.text}.get(place.stream, 1.0)
     if depth is not None and where.depth is not None:

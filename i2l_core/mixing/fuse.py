@@ -1,4 +1,4 @@
-"""Several LoRAs as one: the weighted sum of their changes, exact or at a lower rank, and the way from one to another.
+"""Several LoRAs as one: the weighted sum of their changes, exact or at a lower rank.
 
     dW = sum_j w_j dW_j = sum_j w_j B_j A_j
 
@@ -37,7 +37,7 @@ _Pairs = Sequence[tuple[LoRA, float]]
 class FusionReport:
     """What a fusion kept, over all layers together.
 
-    `error`: the size (Frobenius norm) of what was left out over the size of all. `energy`: the share of the squared
+    `error`: the size (Frobenius norm) of what was left out over the size of all. `energy`: the fraction of the squared
     singular values that was kept. `ranks`: the rank of each layer of the result.
     """
 
@@ -53,7 +53,7 @@ def concat(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     finite or all zero, LoRAs that are not finite or for different base models, and layers of one weight that differ
     in size. An unknown base model goes with any.
     """
-    return _sum(_checked(loras, weights))
+    return _sum(checked_pairs(loras, weights))
 
 
 def svd(
@@ -61,12 +61,12 @@ def svd(
 ) -> tuple[LoRA, FusionReport]:
     """The best approximation of the weighted sum with `rank` or less in every layer (Eckart and Young, 1936).
 
-    With `energy`, a share above 0 and up to 1, every layer gets the smallest rank that keeps this share of its own
-    energy, for a layer of small changes may matter as much as one of large changes. With both, the smaller rank wins;
-    with neither, only what is zero to rounding goes. A layer that has no more than `rank` is passed on as it is.
-    Without gradient. Raises I2LError as `concat` does, and for a rank or share that is out of range.
+    With `energy`, a fraction above 0 and up to 1, every layer gets the smallest rank that keeps this fraction of
+    its own energy, for a layer of small changes may matter as much as one of large changes. With both, the smaller
+    rank wins; with neither, only what is zero to rounding goes. A layer of at most `rank` is passed on as it is.
+    Without gradient. Raises I2LError as `concat` does, and for a rank or fraction that is out of range.
     """
-    return _truncated(concat(loras, weights), rank, energy)
+    return truncated(concat(loras, weights), rank, energy)
 
 
 def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> tuple[LoRA, FusionReport]:
@@ -86,84 +86,20 @@ def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> t
     def fading(values: Tensor) -> Tensor:
         return torch.exp(-alpha * torch.arange(values.shape[1], device=values.device)).expand_as(values)
 
-    pairs, shares = [], _Shares()
-    for lora, weight in _checked(loras, weights):
-        faded, found = _reweighted(lora, fading)
+    pairs, kept = [], KeptEnergy()
+    for lora, weight in checked_pairs(loras, weights):
+        faded, part = _reweighted(lora, fading)
         pairs.append((faded, weight))
-        shares += found.scaled(weight**2)
+        kept += part.scaled(weight**2)
     lora = _sum(pairs)
-    return lora, shares.report(lora)
-
-
-def interpolate(a: LoRA, b: LoRA, t: float, rank: int | None = None) -> tuple[LoRA, FusionReport]:
-    """The LoRA at `t`, 0..1, on the way from `a` to `b`: along the arc between their changes, not the chord.
-
-        dW(t) = n(t) * (sin((1-t) x) / sin x * dW_a / |dW_a| + sin(t x) / sin x * dW_b / |dW_b|)
-        n(t) = (1-t) |dW_a| + t |dW_b|        x = the angle between dW_a and dW_b over all layers, 90 degrees at most
-
-    (slerp; Shoemake 1985). The plain mean, `concat` with (1-t, t), gets weaker halfway, by 29 % where the two have
-    nothing in common; here the size goes evenly from one end to the other. One angle for the whole LoRA keeps the
-    balance of its layers. Opposed LoRAs count as 90 degrees apart: more would blow up what is left when they
-    cancel. The ends are `a` and `b` exactly, and between two strengths of one LoRA lie the strengths between.
-
-    The rank is the sum of both, or `rank` as in `svd`. Differentiable when no `rank` is given, sizes and angle taken
-    as constants. Raises I2LError as `svd` does, and for a `t` outside 0..1.
-    """
-    return on_the_way([a, b], way([a, b], [1.0, 1.0]), t, rank)
-
-
-@dataclass(frozen=True)
-class Way:
-    """The arc from one LoRA to another, each times its weight: sizes (Frobenius norms) and the angle in radians."""
-
-    weights: tuple[float, float]
-    sizes: tuple[float, float]
-    angle: float
-
-    def shares(self, t: float) -> tuple[float, float]:
-        """How much of each LoRA there is at `t`: the weights of `concat`."""
-        if not 0 <= t <= 1:
-            raise I2LError(f"t must be a number from 0 (the first LoRA) to 1 (the second), got {t}")
-        (w_a, w_b), (size_a, size_b) = self.weights, self.sizes
-        if not size_a or not size_b:
-            return (1 - t) * w_a, t * w_b
-        size = (1 - t) * size_a + t * size_b
-        return w_a * (size / size_a) * self._arc(1 - t), w_b * (size / size_b) * self._arc(t)
-
-    def _arc(self, t: float) -> float:
-        """sin(t x) / sin(x), and its limit at 0."""
-        return math.sin(t * self.angle) / math.sin(self.angle) if self.angle > 1e-6 else t
-
-
-@torch.no_grad()
-def way(loras: Sequence[LoRA], weights: Sequence[float]) -> Way:
-    """The way from the first of two LoRAs, as strong as its weight says, to the second.
-
-    Raises I2LError as `concat` does, and when there are not two or a weight is 0.
-    """
-    if len(loras) != 2:
-        raise I2LError(f"a way leads from one LoRA to another: expected two LoRAs, got {len(loras)}")
-    if len(_checked(loras, weights)) < 2:
-        raise I2LError("between two LoRAs both weights must be other than 0; use concat to fade one LoRA out")
-    (a, b), (w_a, w_b) = loras, weights
-    size_a, size_b = (abs(w) * math.sqrt(float(spectrum.energy(x))) for x, w in ((a, w_a), (b, w_b)))
-    cosine = math.copysign(1, w_a * w_b) * float(spectrum.cosine(a, b))
-    return Way((w_a, w_b), (size_a, size_b), math.acos(max(0.0, cosine)))
-
-
-def on_the_way(
-    loras: Sequence[LoRA], way: Way, t: float, rank: int | None = None
-) -> tuple[LoRA, FusionReport]:
-    """`interpolate` for many `t`, where sizes and angle are worked out once."""
-    lora = concat(loras, way.shares(t))
-    return _truncated(lora, rank, None) if rank is not None else (lora, _Shares().report(lora))
+    return lora, kept.report(lora)
 
 
 # checking and summing
 
 
-def _checked(loras: Sequence[LoRA], weights: Sequence[float]) -> _Pairs:
-    """Each LoRA that counts, with its weight."""
+def checked_pairs(loras: Sequence[LoRA], weights: Sequence[float]) -> _Pairs:
+    """Each LoRA whose weight is not 0, with its weight. Raises I2LError as `concat` does."""
     if not loras:
         raise I2LError("fusing needs at least one LoRA, got none; connect one")
     if len(loras) != len(weights):
@@ -274,18 +210,18 @@ def _whole(lora: LoRA, weights: set[str], widths: Mapping[str, int]) -> LoRA:
 
 
 @dataclass(frozen=True)
-class _Shares:
+class KeptEnergy:
     """Squared Frobenius norms: of what was left out, of what was kept, of all."""
 
     lost: float = 0.0
     kept: float = 0.0
     total: float = 0.0
 
-    def __add__(self, other: _Shares) -> _Shares:
-        return _Shares(self.lost + other.lost, self.kept + other.kept, self.total + other.total)
+    def __add__(self, other: KeptEnergy) -> KeptEnergy:
+        return KeptEnergy(self.lost + other.lost, self.kept + other.kept, self.total + other.total)
 
-    def scaled(self, factor: float) -> _Shares:
-        return _Shares(factor * self.lost, factor * self.kept, factor * self.total)
+    def scaled(self, factor: float) -> KeptEnergy:
+        return KeptEnergy(factor * self.lost, factor * self.kept, factor * self.total)
 
     def report(self, lora: LoRA) -> FusionReport:
         ranks = {target: layer.rank for target, layer in lora.layers.items()}
@@ -294,52 +230,53 @@ class _Shares:
         return FusionReport(math.sqrt(self.lost / self.total), self.kept / self.total, ranks)
 
 
-def _truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA, FusionReport]:
+def truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA, FusionReport]:
+    """The LoRA with its smallest singular directions left out, as `svd` says. Raises I2LError as `svd` does."""
     if rank is not None and rank < 1:
         raise I2LError(f"rank must be a whole number from 1 up, got {rank}")
     if energy is not None and not 0 < energy <= 1:
-        raise I2LError(f"energy must be a share above 0 and up to 1, got {energy}; 0.99 keeps 99 %")
-    share = 1.0 if energy is None and rank is None else energy
+        raise I2LError(f"energy must be a fraction above 0 and up to 1, got {energy}; 0.99 keeps 99 %")
+    fraction = 1.0 if energy is None and rank is None else energy
 
     def first(values: Tensor) -> Tensor:
         keep = torch.arange(values.shape[1], device=values.device) < (rank or values.shape[1])
         keep = keep.expand_as(values)
-        if share is not None:
+        if fraction is not None:
             left = values.square().flip(-1).cumsum(-1).flip(-1)  # (n, k): energy from each direction on
-            keep = keep & (left > (1 - share) * left[:, :1])
+            keep = keep & (left > (1 - fraction) * left[:, :1])
         return keep
 
-    short, shares = _reweighted(lora, first, 0 if share is not None else rank or 0)
-    return short, shares.report(short)
+    short, kept = _reweighted(lora, first, 0 if fraction is not None else rank or 0)
+    return short, kept.report(short)
 
 
 @torch.no_grad()
-def _reweighted(lora: LoRA, gains: Callable[[Tensor], Tensor], untouched: int = 0) -> tuple[LoRA, _Shares]:
+def _reweighted(lora: LoRA, gains: Callable[[Tensor], Tensor], untouched: int = 0) -> tuple[LoRA, KeptEnergy]:
     """Every singular value times its gain; directions that are zero then are dropped, down to rank 1.
 
     `gains`: singular values (n, k) of n layers, falling -> their gains (n, k), 0..1, falling too. Layers of rank
     `untouched` or less are passed on.
     """
     layers = {target: _wide(layer, 1.0) for target, layer in lora.layers.items()}
-    shares = _Shares()
+    kept = KeptEnergy()
     for layer in layers.values():
         if layer.rank <= untouched:
             size = float(spectrum.energy(layer))
-            shares += _Shares(0.0, size, size)
+            kept += KeptEnergy(0.0, size, size)
     for targets in _batches({t: layer for t, layer in layers.items() if layer.rank > untouched}):
         up = _stacked([layers[target].up for target in targets])  # (n, d_out, k)
         down = _stacked([layers[target].down for target in targets])  # (n, k, d_in)
         found = spectrum.directions(up, down)
         gain = gains(found.values)
         values = gain * found.values
-        shares += _Shares(*(float(x.square().sum()) for x in (found.values - values, values, found.values)))
+        kept += KeptEnergy(*(float(x.square().sum()) for x in (found.values - values, values, found.values)))
         ranks = (values > spectrum.RESOLUTION * values[:, :1]).sum(1).clamp(min=1).tolist()
         most = max(ranks)
         up = up @ (found.left * gain[:, None])[..., :most].to(up.dtype)
         down = found.right[:, :most].to(down.dtype) @ down
         for target, rank, layer_up, layer_down in zip(targets, ranks, up, down, strict=True):
             layers[target] = LowRank(layer_down[:rank], layer_up[:, :rank].contiguous())
-    return replace(lora, layers=layers), shares
+    return replace(lora, layers=layers), kept
 
 
 def _stacked(matrices: Sequence[Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ..files.safetensors import opened
+from ..files.safetensors import open_safetensors
 from .v1.kinds import kind_of
 
 Family = Literal["query", "v1", "template"]
@@ -19,5 +19,5 @@ def family_of(path: Path) -> Family:
     """
     if path.is_dir():
         return "template"
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         return "v1" if kind_of(file.keys()) else "query"

@@ -20,7 +20,7 @@ from ...errors import I2LError
 from ...lora import LoRA
 from ...predictors.query.attention_bias import attention_bias
 from ...predictors.query.file import LoadedPredictor, load_predictor
-from ...references import Reference, counted, gray
+from ...references import Reference, gray, with_positive_weight
 from ..memory import as_patcher, encoder_memory, predictor_memory
 from .base import HostPredictor, Predicted, Progress
 
@@ -56,7 +56,7 @@ class QueryHostPredictor(HostPredictor):
 
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> Predicted:
         """The references are encoded one by one; between them and before each prediction the user may cancel."""
-        used = counted(references)
+        used = with_positive_weight(references)
         total = len(used) + 2
         report = progress or (lambda done, of: None)
 

@@ -22,7 +22,7 @@ from ...predictors.published import published
 from ...predictors.template.pictures import grays_like, pictures_of
 from ...predictors.template.read import read_template
 from ...predictors.template.run import LoadedTemplate, load_template
-from ...references import Reference, counted, gray
+from ...references import Reference, gray, with_positive_weight
 from ..folders import predictor_roots
 from .base import HostPredictor, Predicted, Progress
 
@@ -55,7 +55,7 @@ class TemplatePredictor(HostPredictor):
         The user may cancel between the two predictions, not while the program runs.
         """
         report = progress or (lambda done, of: None)
-        used = counted(references)
+        used = with_positive_weight(references)
         pictures = pictures_of(used)
         self._load(pictures)
         report(1, 3)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import I2LError
 from ...lora import LoRA
 from ...predictors.v1.network import LoadedV1, load_v1
-from ...references import MIN_SIDE, Reference, counted, gray
+from ...references import MIN_SIDE, Reference, gray, with_positive_weight
 from ..memory import v1_memory
 from .base import HostPredictor, Predicted, Progress
 from .embeddings import Embeddings
@@ -61,11 +61,11 @@ class V1HostPredictor(HostPredictor):
 
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> Predicted:
         """References with a mask are filled where it is black; the weighted mean of the pictures' LoRAs is exact."""
-        used = counted(references)
+        used = with_positive_weight(references)
         encoders = self._picture_encoders()
         key = " ".join(encoder.id for encoder in encoders)
         blank = gray((MIN_SIDE, MIN_SIDE))  # of one colour: every size looks the same
-        pictures = [reference.filled() for reference in used]
+        pictures = [reference.mask_filled() for reference in used]
         if key not in self.neutrals:
             pictures.append(blank)
         by_hash = {picture.hash: picture for picture in pictures}

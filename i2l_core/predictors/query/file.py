@@ -26,7 +26,7 @@ from ...checks import check_entries, shown
 from ...encoders import EncoderConfig, VisionEncoder
 from ...errors import I2LError
 from ...files.kinds import describe_tensors
-from ...files.safetensors import check_dtypes, check_finite, check_shapes, opened, shapes_and_dtypes
+from ...files.safetensors import check_dtypes, check_finite, check_shapes, open_safetensors, shapes_and_dtypes
 from ...files.whole_file import replacing
 from ..registry import family_named, family_of
 from .network import QueryConfig, QueryPredictor
@@ -107,7 +107,7 @@ def peek(path: str | Path) -> PredictorHeader:
 
     Raises I2LError naming the file when it is damaged, or something else: then it says what it seems to be.
     """
-    with opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return _header(file)
 
 
@@ -119,7 +119,7 @@ def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredic
     NaN or infinity.
     """
     path = Path(path)
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         header = _header(file)
         predictor, encoder, meta = _networks(header)
         if ops is not nn:
@@ -139,7 +139,7 @@ def check_header(path: str | Path) -> tuple[QueryConfig, EncoderConfig, dict[str
 
     Raises I2LError as `load_predictor` does, except for values.
     """
-    with opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         predictor, encoder, meta = _networks(_header(file))
     return predictor.config, encoder.config, meta
 

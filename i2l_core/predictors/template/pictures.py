@@ -28,7 +28,7 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
                 f"a Diffusion Template knows no weights, so a weight is how often the picture is given: expected a "
                 f"whole number from 0 to {MAX_WEIGHT}, got {reference.weight:g}"
             )
-        pixels = (reference.filled().pixels * 255).round().to("cpu", torch.uint8)
+        pixels = (reference.mask_filled().pixels * 255).round().to("cpu", torch.uint8)
         pictures += [Image.fromarray(pixels.numpy())] * times
     return pictures
 

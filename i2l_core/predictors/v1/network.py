@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ...checks import listed
 from ...errors import I2LError
-from ...files.safetensors import check_dtypes, check_finite, opened, shapes_and_dtypes
+from ...files.safetensors import check_dtypes, check_finite, open_safetensors, shapes_and_dtypes
 from ...lora import LoRA, LowRank
 from .kinds import V1Config, recognise
 
@@ -145,7 +145,7 @@ class V1Predictor(nn.Module):
 
 def peek_v1(path: str | Path) -> tuple[V1Config, torch.dtype]:
     """What a file of version 1 is, from its header alone. Raises I2LError as `load_v1` does, except for values."""
-    with opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return _header(file)
 
 
@@ -157,7 +157,7 @@ def load_v1(path: str | Path) -> LoadedV1:
     holds NaN or infinity.
     """
     path = Path(path)
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         config, dtype = _header(file)
         predictor = V1Predictor(config, dtype=dtype)
         for name, place in predictor.tensors().items():

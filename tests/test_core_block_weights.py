@@ -11,7 +11,7 @@ from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.base_models.places import position_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.mixing.block_weights import PRESETS, Where, limited
+from i2l.i2l_core.mixing.block_weights import PRESETS, BlockWeights, apply_block_weights
 from i2l.i2l_core.schedule import Curve
 
 BLOCKS = 6  # of each run that are enough to tell depths apart
@@ -40,15 +40,15 @@ def delta(lora: LoRA, target: Target) -> torch.Tensor | float:
 
 
 def test_everywhere_is_the_same_lora(lora: LoRA):
-    same = limited(lora, Where())
+    same = apply_block_weights(lora, BlockWeights())
     assert same.layers.keys() == lora.layers.keys()
     assert all(same.layers[target] is layer for target, layer in lora.layers.items())
     assert (same.base_model, same.predictor, same.references) == (lora.base_model, "p", ("r",))
 
 
 def test_every_kind_and_stream_has_its_strength(lora: LoRA):
-    where = Where(attention=2.0, mlp=0.5, other=-1.0, image=3.0, text=0.25)
-    changed = limited(lora, where)
+    where = BlockWeights(attention=2.0, mlp=0.5, other=-1.0, image=3.0, text=0.25)
+    changed = apply_block_weights(lora, where)
     by_kind = {"attention": 2.0, "MLP": 0.5}
     for target in lora.layers:
         place = position_of(target.weight)
@@ -66,7 +66,7 @@ def test_every_kind_and_stream_has_its_strength(lora: LoRA):
 
 
 def test_depth_goes_from_the_first_block_to_the_last(lora: LoRA):
-    changed = limited(lora, Where(depth=Curve(((0.0, 1.0), (1.0, 2.0)))))
+    changed = apply_block_weights(lora, BlockWeights(depth=Curve(((0.0, 1.0), (1.0, 2.0)))))
     found: dict[tuple, set[float]] = {}
     for target in lora.layers:
         place = position_of(target.weight)
@@ -89,7 +89,8 @@ def test_presets_part_the_network(lora: LoRA):
     everything = set(lora.layers)
     blocks = {target for target in everything if position_of(target.weight).blocks}
     thirds = [
-        set(limited(lora, PRESETS[name]).layers) for name in ("early blocks", "middle blocks", "late blocks")
+        set(apply_block_weights(lora, PRESETS[name]).layers)
+        for name in ("early blocks", "middle blocks", "late blocks")
     ]
     outside = everything - blocks
     assert set.union(*thirds) == everything
@@ -97,13 +98,16 @@ def test_presets_part_the_network(lora: LoRA):
         assert third & outside == outside
         assert third & blocks
     assert sum(len(third & blocks) for third in thirds) == len(blocks)
-    kinds = [set(limited(lora, PRESETS[name]).layers) for name in ("attention", "MLP", "modulation and ends")]
+    kinds = [
+        set(apply_block_weights(lora, PRESETS[name]).layers)
+        for name in ("attention", "MLP", "modulation and ends")
+    ]
     assert set.union(*kinds) == everything
 
 
 def test_what_adds_up_is_the_whole(lora: LoRA):
     """Attention alone plus MLP alone plus the rest is the LoRA."""
-    parts = [limited(lora, PRESETS[name]) for name in ("attention", "MLP", "modulation and ends")]
+    parts = [apply_block_weights(lora, PRESETS[name]) for name in ("attention", "MLP", "modulation and ends")]
     for target, layer in lora.layers.items():
         torch.testing.assert_close(sum(delta(part, target) for part in parts), layer.delta())
 
@@ -111,19 +115,24 @@ def test_what_adds_up_is_the_whole(lora: LoRA):
 def test_rows_of_fused_weights_are_taken_too():
     rows = Target("layers.3.attention.qkv", (0, 12))
     lora = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(12, 2))}, "z-image")
-    assert limited(lora, Where(attention=0.5)).layers[rows].delta().allclose(lora.layers[rows].delta() / 2)
+    assert (
+        apply_block_weights(lora, BlockWeights(attention=0.5))
+        .layers[rows]
+        .delta()
+        .allclose(lora.layers[rows].delta() / 2)
+    )
 
 
 def test_a_lora_of_which_nothing_is_left_is_refused(lora: LoRA):
     with pytest.raises(I2LError, match="no layer of the LoRA is left: its"):
-        limited(lora, Where(attention=0, mlp=0, other=0))
+        apply_block_weights(lora, BlockWeights(attention=0, mlp=0, other=0))
     with pytest.raises(I2LError, match="strength must be a finite number"):
-        Where(attention=float("nan"))
+        BlockWeights(attention=float("nan"))
     rows = Target("single_blocks.0.linear1", (0, 12))
     part = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(12, 2))})
     with pytest.raises(I2LError, match="cannot be told apart; set both alike"):
-        limited(part, Where(attention=0.5))
-    assert limited(part, Where(attention=0.5, mlp=0.5)).n_layers == 1
+        apply_block_weights(part, BlockWeights(attention=0.5))
+    assert apply_block_weights(part, BlockWeights(attention=0.5, mlp=0.5)).n_layers == 1
 
 
 @pytest.mark.parametrize(
@@ -134,5 +143,5 @@ def test_attention_and_mlp_are_not_told_apart_in_layers_of_other_sizes(weight: s
     """FLUX.1 has layers of these names, with other parts."""
     lora = LoRA({Target(weight): LowRank(torch.randn(2, d_in), torch.randn(d_out, 2))})
     with pytest.raises(I2LError, match=r"attention and MLP of this layer cannot be told apart"):
-        limited(lora, Where(mlp=0.5))
-    assert limited(lora, Where(mlp=0.5, attention=0.5)).n_layers == 1
+        apply_block_weights(lora, BlockWeights(mlp=0.5))
+    assert apply_block_weights(lora, BlockWeights(mlp=0.5, attention=0.5)).n_layers == 1
