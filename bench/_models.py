@@ -10,7 +10,7 @@ import torch
 from i2l_core.base_models import ARCHITECTURES
 from i2l_core.demo.backbone import BackboneConfig
 from i2l_core.lora import LoRA, LowRank
-from i2l_core.predictors.query.network import LayerSpec
+from i2l_core.predictors.query.config import LayerSpec
 
 
 @dataclass(frozen=True)

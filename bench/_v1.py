@@ -20,7 +20,7 @@ from bench._measure import peak_bytes, timed
 from i2l_core.base_models import BaseModel, find_model
 from i2l_core.base_models.qwen_image import QWEN_IMAGE
 from i2l_core.predictors.v1.kinds import COARSE, FINE, QWEN, Z_IMAGE, Residual, V1Config
-from i2l_core.predictors.v1.network import V1Predictor
+from i2l_core.predictors.v1.network import V1Network
 
 _ROUNDS = 3
 _REFERENCES = (1, 4)
@@ -62,7 +62,7 @@ def _compare(
 ) -> dict[str, Any]:
     from diffsynth.utils.lora.merge import merge_lora
 
-    ours = V1Predictor(config, device, dtype)
+    ours = V1Network(config, device, dtype)
     for parameter in ours.parameters():
         _fill(parameter)
     with torch.device("meta"):

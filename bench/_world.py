@@ -22,7 +22,7 @@ from i2l_core.demo.pool import PoolConfig, open_pool
 from i2l_core.demo.prompts import content_prompt, tokenise
 from i2l_core.demo.sampler import Sampling, sample
 from i2l_core.predictors.query.file import load_predictor
-from i2l_core.predictors.query.network import QueryPredictor
+from i2l_core.predictors.query.network import QueryNetwork
 
 LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), one LoRA per style
 
@@ -172,7 +172,7 @@ class Bench:
         return torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device)
 
 
-def predict(references: Tensor, predictor: QueryPredictor | None = None) -> dict[str, LayerPair]:
+def predict(references: Tensor, predictor: QueryNetwork | None = None) -> dict[str, LayerPair]:
     """References (S, N, 3, H, W) -> one LoRA per style, stacked: weight -> (down (S, k, in), up (S, out, k)).
 
     By the shipped predictor, or by another one that looks through the same encoder.

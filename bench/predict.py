@@ -20,8 +20,9 @@ from bench._measure import machine, peak_bytes, timed
 from bench._models import klein_4b_layers
 from i2l_core.demo import files
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
+from i2l_core.predictors.query.config import QueryConfig
 from i2l_core.predictors.query.file import load_predictor
-from i2l_core.predictors.query.network import QueryConfig, QueryPredictor
+from i2l_core.predictors.query.network import QueryNetwork
 
 _REFERENCES = (1, 4, 16)
 _RUNS = 5
@@ -55,12 +56,12 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _tiny(device: torch.device) -> tuple[VisionEncoder, QueryPredictor, torch.dtype]:
+def _tiny(device: torch.device) -> tuple[VisionEncoder, QueryNetwork, torch.dtype]:
     loaded = load_predictor(files.WEIGHTS / files.PREDICTOR)
     return loaded.encoder.float().to(device), loaded.predictor.float().to(device), torch.float32
 
 
-def _full(device: torch.device) -> tuple[VisionEncoder, QueryPredictor, torch.dtype]:
+def _full(device: torch.device) -> tuple[VisionEncoder, QueryNetwork, torch.dtype]:
     sizes = {
         "hidden_size": 1152,
         "intermediate_size": 4304,
@@ -71,12 +72,12 @@ def _full(device: torch.device) -> tuple[VisionEncoder, QueryPredictor, torch.dt
     query = QueryConfig(
         hidden=2048, blocks=4, heads=16, code=64, rank=16, token_dim=1152, layers=klein_4b_layers()
     )  # fmt: skip
-    encoder, predictor = VisionEncoder(config, device), QueryPredictor(query, device)
+    encoder, predictor = VisionEncoder(config, device), QueryNetwork(query, device)
     return encoder.bfloat16(), predictor.bfloat16(), torch.bfloat16
 
 
 @torch.inference_mode()
-def _measure(encoder: VisionEncoder, predictor: QueryPredictor, dtype: torch.dtype) -> dict:
+def _measure(encoder: VisionEncoder, predictor: QueryNetwork, dtype: torch.dtype) -> dict:
     device = next(predictor.parameters()).device
     speed, bandwidth = _matrix_speed(device, dtype), _bandwidth(device)
     weights = sum(p.numel() * p.element_size() for net in (encoder, predictor) for p in net.parameters())
@@ -115,7 +116,7 @@ def _measure(encoder: VisionEncoder, predictor: QueryPredictor, dtype: torch.dty
     return out
 
 
-def _flops(encoder: VisionEncoder, predictor: QueryPredictor, count: int) -> float:
+def _flops(encoder: VisionEncoder, predictor: QueryNetwork, count: int) -> float:
     """Multiply-adds times two of all matrix products, counted from the sizes."""
     c, p = encoder.config.config, predictor.config
     tokens = (c["image_size"] // c["patch_size"]) ** 2

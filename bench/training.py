@@ -28,7 +28,7 @@ from bench._measure import machine, peak_bytes, timed
 from bench._models import SIZES, Size, build
 from i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l_core.host.start import start_host
-from i2l_core.predictors.query.network import QueryPredictor
+from i2l_core.predictors.query.network import QueryNetwork
 from i2l_core.train.config import OptimiserTable, PredictorTable, load_config
 from i2l_core.train.data.batches import Batch
 from i2l_core.train.flow import noisy, velocity
@@ -182,7 +182,7 @@ def _base(model: Any, device: torch.device, checkpointing: bool, split_fused: bo
 def _case(base: Any, size: Size, encoder: VisionEncoder, table: PredictorTable, device: torch.device) -> Case:
     torch.manual_seed(0)
     query = query_config(table, base.layers, encoder.config.token_dim)
-    predictor = QueryPredictor(query, device, torch.bfloat16 if device.type == "meta" else None)
+    predictor = QueryNetwork(query, device, torch.bfloat16 if device.type == "meta" else None)
     if device.type == "meta":  # no autocast there
         predictor.register_forward_pre_hook(lambda module, args: (args[0].bfloat16(), *args[1:]))
     side = encoder.config.image_size or 0

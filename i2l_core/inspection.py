@@ -10,17 +10,15 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .base_models import MODELS, find_model
-from .checks import shown
-from .encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, PooledEncoder
+from .base_models import MODELS, title_of
+from .encoders import KINDS, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
-from .files.safetensors import check_shapes, shapes_and_dtypes
+from .files.safetensors import FileHeader, check_shapes, shapes_and_dtypes
 from .lora_files.names import recognise_lora, split_key
-from .predictors.query import file as checkpoint
-from .predictors.template.read import PROGRAM, read_template, weight_path
-from .predictors.v1 import kinds as v1_kinds
+from .predictors import family_of
+from .predictors.base import Source
 
 _INDEX = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -46,95 +44,41 @@ class Inspection:
     metadata: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class _Header:
-    path: Path
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-    metadata: dict[str, str]
-
-
 Found = tuple[str, str]  # verdict, advice
 
 
 def inspect_path(path: Path) -> Inspection:
     """Raises I2LError when there is nothing, or nothing that can be read. Anything else gets a verdict."""
     if path.is_dir():
-        return Inspection(*_folder(path))
+        source = Source(path, None)
+        family = family_of(source)
+        assert family is not None
+        return Inspection(*family.describe(source))
     try:
         with safe_open(path, framework="np") as file:  # maps nothing, so a file may be larger than the memory
-            shapes, dtypes = shapes_and_dtypes(file)
-            header = _Header(path, shapes, dtypes, file.metadata() or {})
+            header = FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
     except (SafetensorError, OSError) as error:
         said = describe_bytes(path, error)
         if not path.is_file():
             raise I2LError(f"{path}: {said}") from error
         return Inspection(*_split(said))
-    kinds = Counter((_INDEX.sub("*", name), shapes[name], dtypes[name]) for name in shapes)
+    kinds = Counter(
+        (_INDEX.sub("*", name), header.shapes[name], header.dtypes[name]) for name in header.shapes
+    )
     groups = tuple(Group(*kind, count) for kind, count in kinds.items())
-    found = next(filter(None, (judge(header) for judge in _JUDGES)), None)
-    if found is None:
-        found = _split(describe_tensors(header.shapes, header.metadata))
-    return Inspection(*found, groups, header.metadata)
+    verdict = next(filter(None, (judge(header) for judge in _JUDGES)), None)
+    if verdict is None:
+        verdict = _split(describe_tensors(header.shapes, header.metadata))
+    return Inspection(*verdict, groups, header.metadata)
 
 
-def _folder(path: Path) -> Found:
-    """A Diffusion Template: its program is read as text."""
-    template = read_template(path, [path])
-    advice = (
-        f"put the folder into models/i2l and load it with Load i2L Predictor; its program, {PROGRAM}, runs only where "
-        "that is allowed (docs/templates.md)"
-    )
-    try:
-        for name in template.weights or ():
-            weight_path(template, name)
-    except I2LError as error:
-        return f"a Diffusion Template that cannot be used: {error}", "get what is missing"
-    return f"a {template.describe()}", advice
+def _predictor(header: FileHeader) -> Found | None:
+    source = Source(header.path, header)
+    family = family_of(source)
+    return family.describe(source) if family else None
 
 
-def _predictor(header: _Header) -> Found | None:
-    """A predictor with metadata."""
-    said = header.metadata.get(checkpoint.METADATA_KEY, "")
-    if checkpoint.FORMAT not in said:
-        return None
-    try:
-        config, encoder, meta = checkpoint.check_header(header.path)
-    except I2LError as error:
-        return (
-            f"a predictor of the query family that cannot be used: {_reason(header, error)}",
-            "get it again",
-        )
-    return (
-        f"an i2L predictor of the query family for {_title(meta['base_model']['id'])}: rank {config.rank}, "
-        f"{len(config.layers)} layers, with its own encoder ({encoder.kind}, width {encoder.token_dim})",
-        _LOAD,
-    )
-
-
-def _version_1(header: _Header) -> Found | None:
-    if v1_kinds.kind_of(header.shapes) is None:
-        return None
-    try:
-        config = v1_kinds.recognise(header.shapes)
-    except I2LError as error:
-        return f"an i2L predictor of version 1 that cannot be used: {error}", "download it again"
-    needs = f"it needs {' and '.join(KINDS[kind].file for kind in (SIGLIP2, DINOV3))} of {MODEL_ID}"
-    reads = ""
-    if config.residual:
-        side = f" of {config.residual.side}x{config.residual.side}" if config.residual.side else ""
-        reads = (
-            f", reads {config.residual.length} hidden states of Qwen-Image's text encoder per picture{side}"
-        )
-        needs += ", and Qwen-Image's CLIP in ComfyUI"
-    return (
-        f"{config.title}, an i2L predictor of version 1 for {_title(config.base_model.id)}: rank {config.rank} per "
-        f"picture, {len(config.adapted_layers)} layers, embeddings of width {config.token_dim}{reads}",
-        f"{_LOAD}; {needs}",
-    )
-
-
-def _encoder(header: _Header) -> Found | None:
+def _encoder(header: FileHeader) -> Found | None:
     config = recognise_encoder(header.shapes)
     if config is None:
         return None
@@ -146,7 +90,7 @@ def _encoder(header: _Header) -> Found | None:
     return f"an image encoder of i2L version 1: {config}", f"put it into {place}"
 
 
-def _lora(header: _Header) -> Found | None:
+def _lora(header: FileHeader) -> Found | None:
     """Only a plain one; other kinds are named by `describe_tensors`."""
     parts: dict[tuple[str, str], tuple[int, ...]] = {}
     for key, shape in header.shapes.items():
@@ -160,7 +104,7 @@ def _lora(header: _Header) -> Found | None:
         return None
     architectures, model = recognise_lora({name: (ups[name][0], downs[name][1]) for name in downs})
     made_for = (
-        _title(model.id) if model else " or ".join(f"a model of the {one.title}" for one in architectures)
+        title_of(model.id) if model else " or ".join(f"a model of the {one.title}" for one in architectures)
     )
     ranks = sorted({shape[0] for shape in downs.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
@@ -170,7 +114,7 @@ def _lora(header: _Header) -> Found | None:
     return f"a LoRA for {made_for or 'an unknown base model'}: {rank}, {len(downs)} layers", advice
 
 
-def _diffusion_model(header: _Header) -> Found | None:
+def _diffusion_model(header: FileHeader) -> Found | None:
     for prefix in _MODEL_PREFIXES:
         weights = {
             name.removeprefix(prefix): shape
@@ -181,29 +125,18 @@ def _diffusion_model(header: _Header) -> Found | None:
         if model:
             place = "checkpoints" if prefix == _MODEL_PREFIXES[0] else "diffusion_models"
             return (
-                f"the diffusion model {_title(model.id)}",
+                f"the diffusion model {title_of(model.id)}",
                 f"put it into models/{place}; LoRAs are made for it",
             )
     return None
 
 
-_JUDGES: tuple[Callable[[_Header], Found | None], ...] = (
+_JUDGES: tuple[Callable[[FileHeader], Found | None], ...] = (
     _predictor,
-    _version_1,
     _encoder,
     _lora,
     _diffusion_model,
 )
-_LOAD = "put it into models/i2l and load it with Load i2L Predictor"
-
-
-def _title(id: str) -> str:
-    model = find_model(id)
-    return f"{model.title} ({id})" if model else f"a base model this version does not know ({shown(id)})"
-
-
-def _reason(header: _Header, error: I2LError) -> str:
-    return str(error).removeprefix(f"{header.path.name}: ")
 
 
 def _split(said: str) -> Found:

@@ -6,12 +6,12 @@ from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
-from ..i2l_core.host.predictors.open import open_predictor
+from ..i2l_core.host.predictors.runtime import load_predictor
 from .report import NodeReport
 from .sockets import CATEGORY, Predictor
 
 AUTO = "auto"
-ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # to what open_predictor calls float8
+ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # to what load_predictor calls float8
 NO_FILES = "put a predictor into models/i2l"
 
 
@@ -79,5 +79,5 @@ class LoadI2LPredictor(io.ComfyNode):
         cls, predictor_name: str, allow_code: bool = False, encoder_weights: str = AUTO
     ) -> io.NodeOutput:
         float8 = ENCODER_WEIGHTS[encoder_weights]
-        predictor = open_predictor(predictor_path(predictor_name), allow_code, float8)
+        predictor = load_predictor(predictor_path(predictor_name), allow_code, float8)
         return io.NodeOutput(predictor, ui=NodeReport(predictor.describe()))

@@ -11,7 +11,7 @@ from comfy_execution.utils import get_executing_context
 
 from ..i2l_core.card import prediction_card
 from ..i2l_core.host.lora_model import PredictedLoRA
-from ..i2l_core.host.predictors.base import HostPredictor
+from ..i2l_core.predictors.base import Predictor as LoadedPredictor
 from ..i2l_core.references import Batch, references_from
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, Predictor, Reference, check_keys
@@ -78,7 +78,7 @@ class ImagesToLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        predictor: HostPredictor,
+        predictor: LoadedPredictor,
         images: dict[str, Batch | None] | None = None,
         clip: Any = None,
         **unknown: Any,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from i2l.i2l_core.encoders import NAFLEX, EncoderConfig, VisionEncoder
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query.attention_bias import attention_bias
-from i2l.i2l_core.predictors.query.network import QueryPredictor
+from i2l.i2l_core.predictors.query.network import QueryNetwork
 from i2l.i2l_core.references import Reference, references_with, with_positive_weight
 
 _NAFLEX = EncoderConfig(
@@ -24,7 +24,7 @@ _NAFLEX = EncoderConfig(
 def predict(request: pytest.FixtureRequest):
     """References -> every row of A and column of B, in fp64."""
     encoder = VisionEncoder(request.param).double()
-    predictor = QueryPredictor(predictor_config()).double()
+    predictor = QueryNetwork(predictor_config()).double()
     for name, parameter in predictor.named_parameters():
         if name.startswith("heads.B"):
             nn.init.normal_(parameter, std=0.1)

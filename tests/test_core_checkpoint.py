@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from i2l.i2l_core.encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query import file as checkpoint
-from i2l.i2l_core.predictors.query.file import load_predictor, peek, save_predictor
-from i2l.i2l_core.predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query.config import LayerSpec, QueryConfig
+from i2l.i2l_core.predictors.query.file import check_header, load_predictor, save_predictor
+from i2l.i2l_core.predictors.query.network import QueryNetwork
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,
@@ -47,8 +48,8 @@ CONFIG = QueryConfig(
 META = {"base_model": {"id": "i2l-tiny"}, "about": {"title": "Tiny Ω", "steps": 3}}
 
 
-def made(encoder: str = "square") -> tuple[QueryPredictor, VisionEncoder]:
-    predictor = QueryPredictor(CONFIG)
+def made(encoder: str = "square") -> tuple[QueryNetwork, VisionEncoder]:
+    predictor = QueryNetwork(CONFIG)
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter)
     return predictor, VisionEncoder(ENCODERS[encoder])
@@ -108,13 +109,11 @@ def test_a_later_change_of_the_weights_does_not_reach_the_file(path: Path):
     assert path.read_bytes() == before
 
 
-def test_peek_reads_the_header_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_header_is_read_alone(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "check_finite", lambda *_: pytest.fail("a tensor was read"))
-    header = peek(path)
-    assert header.metadata["base_model"] == {"id": "i2l-tiny"}
-    assert header.metadata["predictor"]["rank"] == 2
-    assert header.shapes["predictor.queries"] == (12, 24)
-    assert set(header.dtypes.values()) == {"F32"}
+    config, _, meta = check_header(path)
+    assert meta["base_model"] == {"id": "i2l-tiny"}
+    assert (config.rank, config.n_queries, config.hidden) == (2, 12, 24)
 
 
 def test_loading_under_the_hosts_operations(host: object, path: Path):
@@ -122,7 +121,7 @@ def test_loading_under_the_hosts_operations(host: object, path: Path):
     import comfy.model_patcher
     import comfy.ops
 
-    loaded = load_predictor(path, ops=comfy.ops.manual_cast)
+    loaded = load_predictor(path, operations=comfy.ops.manual_cast)
     tokens = torch.randn(1, 8, 16)
     patcher = comfy.model_patcher.CoreModelPatcher(
         loaded.predictor, mm.get_torch_device(), mm.unet_offload_device()
@@ -354,7 +353,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("reader", [load_predictor, peek])
+@pytest.mark.parametrize("reader", [load_predictor, check_header])
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_kind_of_file_is_recognised(tmp_path: Path, case: str, reader: Callable):
     tensors, metadata, message = OTHERS[case]
@@ -383,7 +382,7 @@ BYTES = {
 }
 
 
-@pytest.mark.parametrize("reader", [load_predictor, peek])
+@pytest.mark.parametrize("reader", [load_predictor, check_header])
 @pytest.mark.parametrize("case", BYTES)
 def test_a_damaged_file_is_refused(tmp_path: Path, case: str, reader: Callable):
     content, message = BYTES[case]

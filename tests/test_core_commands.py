@@ -97,7 +97,7 @@ def same(found: LoRA, expected: LoRA) -> None:
 
 
 def test_a_prediction_is_that_of_the_host(host: Any, query: Path, tmp_path: Path, run: Run):
-    from i2l.i2l_core.host.predictors.query import load_query_predictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
 
     style, neutral = run.saved(
         *PICTURES,
@@ -111,7 +111,7 @@ def test_a_prediction_is_that_of_the_host(host: Any, query: Path, tmp_path: Path
         "2,1",
     )
     references = [read_reference(path, weight) for path, weight in zip(PICTURES, (2.0, 1.0), strict=True)]
-    expected = load_query_predictor(query).predict(references)
+    expected = load_predictor(query).predict(references)
     same(style, expected.lora)
     same(neutral, expected.neutral)
     assert sorted(path.name for path in tmp_path.glob("?.safetensors")) == ["a.safetensors", "b.safetensors"]
@@ -160,13 +160,17 @@ def test_encoders_may_be_files_or_in_folders_elsewhere(version_1: Path, tmp_path
         (version_1.parent / name / "model.safetensors").rename(moved / f"{name}.safetensors")
     arguments = (PICTURES[0], "--predictor", version_1, "--out", tmp_path / "b")
     message = run.refused(predict, *arguments)
-    assert (
-        "get SigLIP2-G384/model.safetensors and DINOv3-7B/model.safetensors of DiffSynth-Studio/" in message
-    )
+    for part in (
+        "SigLIP2: get SigLIP2-G384/model.safetensors of",
+        "DINOv3: get DINOv3-7B/model.safetensors of",
+        "DiffSynth-Studio/General-Image-Encoders",
+        "say with --encoders where they are",
+    ):
+        assert part in message
     same(run.saved(*arguments, "--encoders", moved)[0], expected)
     same(run.saved(*arguments, "--encoders", *sorted(moved.iterdir(), reverse=True))[0], expected)
     message = run.refused(predict, *arguments, "--encoders", moved / "DINOv3-7B.safetensors")
-    assert "get SigLIP2-G384/model.safetensors of DiffSynth-Studio/General-Image-Encoders" in message
+    assert "SigLIP2: get SigLIP2-G384/model.safetensors of" in message
 
 
 def test_nothing_is_overwritten_and_names_get_their_ending(query: Path, tmp_path: Path, run: Run):
@@ -227,13 +231,11 @@ def test_predictors_that_need_more_than_two_encoders(
     path = save(random_predictor(reads), tmp_path / "reads.safetensors")
     arguments = ("--out", tmp_path / "a", "--encoders", version_1.parent)
     message = run.refused(predict, PICTURES[0], "--predictor", path, *arguments)
-    assert "also reads what Qwen-Image's text encoder says" in message
+    assert "also looks through the text encoder of Qwen-Image, which only ComfyUI has" in message
     other = V1Config(Z_IMAGE, known("i2l-tiny"), 10, 3)
     path = save(random_predictor(other), tmp_path / "narrow.safetensors")
     message = run.refused(predict, PICTURES[0], "--predictor", path, *arguments)
-    assert message.startswith(
-        f"narrow.safetensors: it reads embeddings of width 10, these encoders give {WIDTH}: "
-    )
+    assert "looks at pictures through encoders that are missing (of another size: " in message
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import Target
-from i2l.i2l_core.predictors.query.network import LayerSpec, Prediction, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query.config import LayerSpec, QueryConfig
+from i2l.i2l_core.predictors.query.network import BatchedLoRAs, QueryNetwork
 
 CONFIG = QueryConfig(
     hidden=24,
@@ -35,9 +36,9 @@ CONFIG = QueryConfig(
 )
 
 
-def trained(dtype: torch.dtype = torch.float64, config: QueryConfig = CONFIG) -> QueryPredictor:
+def trained(dtype: torch.dtype = torch.float64, config: QueryConfig = CONFIG) -> QueryNetwork:
     """A predictor whose every parameter has moved from its initial value."""
-    predictor = QueryPredictor(config, dtype=dtype)
+    predictor = QueryNetwork(config, dtype=dtype)
     with torch.no_grad():
         for parameter in predictor.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -49,7 +50,7 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-9, atol: float = 1e-11) -> None
     torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 
-def assert_same(a: Prediction, b: Prediction, rtol: float = 1e-9, atol: float = 1e-11) -> None:
+def assert_same(a: BatchedLoRAs, b: BatchedLoRAs, rtol: float = 1e-9, atol: float = 1e-11) -> None:
     assert a.groups == b.groups
     for x, y in zip(a.rows, b.rows, strict=True):
         close(x, y, rtol, atol)
@@ -66,7 +67,7 @@ def test_shapes_and_order():
     assert CONFIG.n_queries == 2 * 2 * 6 == len(trained().queries)
 
 
-def reference(predictor: QueryPredictor, tokens: Tensor, bias: Tensor) -> dict[Target, tuple[Tensor, Tensor]]:
+def reference(predictor: QueryNetwork, tokens: Tensor, bias: Tensor) -> dict[Target, tuple[Tensor, Tensor]]:
     """Eq. 2 to 4 for one style, a head and a layer at a time, every state in every block. Shares no code."""
     config, p = predictor.config, dict(predictor.named_parameters())
 
@@ -138,7 +139,7 @@ def test_heads_of_equal_shape_are_one_batched_product(monkeypatch: pytest.Monkey
 
 
 def test_a_fresh_predictor_is_the_identity_with_rows_of_about_unit_length():
-    layers = QueryPredictor(CONFIG)(torch.randn(2, 9, 16)).layers()
+    layers = QueryNetwork(CONFIG)(torch.randn(2, 9, 16)).layers()
     for down, up in layers.values():
         assert not up.any()
         assert 0.1 < down.norm(dim=-1).mean() < 3
@@ -245,7 +246,7 @@ def test_alpha_scales_up_alone_and_its_own_layer_alone():
 
 
 def test_alpha_starts_as_configured():
-    alphas = [p for name, p in QueryPredictor(CONFIG).named_parameters() if name.endswith("alpha")]
+    alphas = [p for name, p in QueryNetwork(CONFIG).named_parameters() if name.endswith("alpha")]
     assert [value for alpha in alphas for value in alpha.tolist()] == [0.5] * 6
 
 
@@ -267,7 +268,7 @@ def test_gradients_reach_every_parameter_and_the_tokens():
 
 def test_a_fresh_predictor_learns():
     """From the identity to one fixed delta per style: the zero start lets gradients through."""
-    predictor = QueryPredictor(CONFIG)
+    predictor = QueryNetwork(CONFIG)
     tokens = torch.randn(2, 6, 16)
     wanted = {t: torch.randn_like(u @ d) for t, (d, u) in predictor(tokens).layers().items()}
     losses = []
@@ -330,7 +331,7 @@ def test_lora_is_a_detached_copy_of_one_row():
 
 def test_a_meta_build_takes_no_memory_and_becomes_real_by_assigning_weights():
     real = trained(torch.float32)
-    built = QueryPredictor(CONFIG, device="meta", dtype=torch.float32)
+    built = QueryNetwork(CONFIG, device="meta", dtype=torch.float32)
     assert all(tensor.is_meta for tensor in [*built.parameters(), *built.buffers()])
     built.load_state_dict(real.state_dict(), strict=True, assign=True)
     tokens = torch.randn(1, 5, 16)
@@ -341,7 +342,7 @@ def test_a_meta_build_takes_no_memory_and_becomes_real_by_assigning_weights():
 def test_a_full_size_network_is_described_without_memory():
     wide = LayerSpec("a", None, 3072, 27648), LayerSpec("b", None, 12288, 3072)
     config = QueryConfig(hidden=2048, blocks=12, heads=16, code=256, rank=16, token_dim=1536, layers=wide)
-    predictor = QueryPredictor(config, device="meta", dtype=torch.bfloat16)
+    predictor = QueryNetwork(config, device="meta", dtype=torch.bfloat16)
     heads = 4 * 2048 * 256 + 256 * (3072 + 27648 + 12288 + 3072) + 2  # compress, expand, alpha
     assert sum(p.numel() for name, p in predictor.named_parameters() if name.startswith("heads")) == heads
 

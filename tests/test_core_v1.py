@@ -23,7 +23,7 @@ from i2l.i2l_core.lora import LoRA, Target
 from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
 from i2l.i2l_core.predictors.v1 import network as v1
 from i2l.i2l_core.predictors.v1.kinds import Z_IMAGE, Residual, V1Config, recognise
-from i2l.i2l_core.predictors.v1.network import V1Predictor, load_v1
+from i2l.i2l_core.predictors.v1.network import V1Network, load_v1
 
 RANK = 4
 CONFIGS: dict[str, Callable[[], V1Config]] = {
@@ -39,11 +39,11 @@ def _tiny_models_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=CONFIGS)
-def predictor(request: pytest.FixtureRequest) -> V1Predictor:
+def predictor(request: pytest.FixtureRequest) -> V1Network:
     return random_predictor(CONFIGS[request.param]())
 
 
-def pictures(predictor: V1Predictor, count: int) -> tuple[Tensor, Tensor | None]:
+def pictures(predictor: V1Network, count: int) -> tuple[Tensor, Tensor | None]:
     """Random embeddings, and hidden states where the predictor reads them."""
     residual = predictor.config.residual
     states = torch.randn(count, residual.length, residual.width) * 20 if residual else None
@@ -114,7 +114,7 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("title", PUBLISHED)
 def test_the_published_files_have_these_names_and_shapes(title: str):
     config, expected = PUBLISHED[title]
-    shapes = {name: tuple(t.shape) for name, t in V1Predictor(config, device="meta").tensors().items()}
+    shapes = {name: tuple(t.shape) for name, t in V1Network(config, device="meta").tensors().items()}
     entries = [*shapes, *(f"{name}:{'_'.join(map(str, shape))}" for name, shape in shapes.items())]
     assert hashlib.md5(",".join(sorted(entries)).encode()).hexdigest() == expected
     found = recognise(shapes)
@@ -146,7 +146,7 @@ def test_the_pictures_behind_the_hidden_states():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_file_becomes_the_same_predictor(tmp_path: Path, predictor: V1Predictor, dtype: torch.dtype):
+def test_a_file_becomes_the_same_predictor(tmp_path: Path, predictor: V1Network, dtype: torch.dtype):
     predictor = predictor.to(dtype)
     path = save(predictor, tmp_path / "Some i2L.safetensors")
     loaded = load_v1(path)
@@ -164,7 +164,7 @@ def test_a_file_becomes_the_same_predictor(tmp_path: Path, predictor: V1Predicto
 # the algebra
 
 
-def test_one_picture_gives_what_the_equations_say(predictor: V1Predictor):
+def test_one_picture_gives_what_the_equations_say(predictor: V1Network):
     x, states = pictures(predictor, 1)
     lora = predictor(x, residuals=states)
     deltas = one_by_one(predictor.tensors(), x[0], None if states is None else states[0])
@@ -185,7 +185,7 @@ def test_another_rank_is_read_from_the_shapes(tmp_path: Path):
 
 @pytest.mark.parametrize("weights", [None, (1, 1, 1), (2.5, 0.5, 1), (0.3, 0, 0.1), (0, 0, 7)])
 def test_several_pictures_give_the_weighted_mean_of_their_changes(
-    predictor: V1Predictor, weights: tuple[float, ...] | None
+    predictor: V1Network, weights: tuple[float, ...] | None
 ):
     x, states = pictures(predictor, 3)
     lora = predictor(x, weights, states)
@@ -200,7 +200,7 @@ def test_several_pictures_give_the_weighted_mean_of_their_changes(
     assert {layer.rank for layer in lora.layers.values()} == {RANK * int((share > 0).sum())}
 
 
-def test_twice_is_weight_two_and_left_out_is_weight_zero(predictor: V1Predictor):
+def test_twice_is_weight_two_and_left_out_is_weight_zero(predictor: V1Network):
     x, states = pictures(predictor, 2)
 
     def at(*which: int) -> tuple[Tensor, Tensor | None]:
@@ -217,7 +217,7 @@ def test_twice_is_weight_two_and_left_out_is_weight_zero(predictor: V1Predictor)
         assert torch.equal(layer.up, predicted((0,)).layers[target].up)
 
 
-def test_the_parts_of_the_lora_are_those_of_the_pictures_in_order(predictor: V1Predictor):
+def test_the_parts_of_the_lora_are_those_of_the_pictures_in_order(predictor: V1Network):
     x, states = pictures(predictor, 2)
     lora = predictor(x, (3, 1), states)
     for i, share in enumerate((0.75, 0.25)):
@@ -230,7 +230,7 @@ def test_the_parts_of_the_lora_are_those_of_the_pictures_in_order(predictor: V1P
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 def test_weights_of_another_type_are_brought_over_in_pieces_of_any_size(
-    predictor: V1Predictor, size: int, monkeypatch: pytest.MonkeyPatch
+    predictor: V1Network, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     x, states = pictures(predictor, 2)
     half = predictor.bfloat16()
@@ -245,7 +245,7 @@ def test_weights_of_another_type_are_brought_over_in_pieces_of_any_size(
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
 
 
-def test_the_number_of_products_does_not_grow_with_the_layers(predictor: V1Predictor):
+def test_the_number_of_products_does_not_grow_with_the_layers(predictor: V1Network):
     x, states = pictures(predictor, 3)
     with Products() as products:
         predictor(x, None, states)
@@ -254,7 +254,7 @@ def test_the_number_of_products_does_not_grow_with_the_layers(predictor: V1Predi
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_each_matrix_has_memory_of_its_own(predictor: V1Predictor, count: int):
+def test_each_matrix_has_memory_of_its_own(predictor: V1Network, count: int):
     """Or a LoRA of a few layers would hold on to the whole product."""
     x, states = pictures(predictor, count)
     for layer in predictor(x, None, states).layers.values():
@@ -264,7 +264,7 @@ def test_each_matrix_has_memory_of_its_own(predictor: V1Predictor, count: int):
 
 
 @pytest.mark.parametrize("weights", [(0, 0), (-1, 2), (math.nan, 1), (math.inf, 1), (1,), (1, 1, 1)])
-def test_weights_that_make_no_sense_are_refused(predictor: V1Predictor, weights: tuple[float, ...]):
+def test_weights_that_make_no_sense_are_refused(predictor: V1Network, weights: tuple[float, ...]):
     x, states = pictures(predictor, 2)
     with pytest.raises(I2LError, match="weight"):
         predictor(x, weights, states)

@@ -55,10 +55,10 @@ def loaded() -> LoadedV1:
 
 @pytest.fixture
 def predictor(folder: Path, loaded: LoadedV1) -> Any:
-    from i2l.i2l_core.host.predictors.embeddings import Embeddings
-    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
+    from i2l.i2l_core.host.predictors.runtime import ComfyRuntime
+    from i2l.i2l_core.predictors.v1.predictor import V1Predictor
 
-    return V1HostPredictor(loaded, Embeddings())
+    return V1Predictor(loaded, ComfyRuntime())
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_mask_fills_with_the_mean_colour_of_what_it_shows(predictor: Any, look
 def test_only_new_pictures_are_looked_at(
     predictor: Any, folder: Path, looks: dict[str, int], loaded: LoadedV1
 ):
-    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
+    from i2l.i2l_core.predictors.v1.predictor import V1Predictor
 
     def new(pictures: list[Reference], by: Any = predictor) -> int:
         before = dict(looks)
@@ -186,7 +186,7 @@ def test_only_new_pictures_are_looked_at(
     assert new(list(reversed(changed))) == 0
     assert new([replace(eight[0], weight=3.0), eight[1]]) == 0
     assert new(references((9, 9)) * 4) == 1
-    again = V1HostPredictor(loaded, predictor.embeddings)  # the file loaded once more
+    again = V1Predictor(loaded, predictor.runtime)  # the file loaded once more
     assert new(eight, again) == 0
     assert close(run(again, changed).lora, run(predictor, changed).lora, 0)
     for name in FILES.values():  # other encoders, other embeddings
@@ -195,7 +195,7 @@ def test_only_new_pictures_are_looked_at(
 
 
 def test_the_cache_is_bounded_and_the_oldest_goes_first():
-    from i2l.i2l_core.host.predictors.embeddings import Embeddings
+    from i2l.i2l_core.encoders.embeddings import Embeddings
 
     kept = Embeddings(limit=3 * 40)
     for i in range(3):
@@ -211,11 +211,11 @@ def test_the_cache_is_bounded_and_the_oldest_goes_first():
 
 
 def test_a_prediction_larger_than_the_cache_is_right(predictor: Any, folder: Path, loaded: LoadedV1):
-    from i2l.i2l_core.host.predictors.embeddings import Embeddings
+    from i2l.i2l_core.encoders.embeddings import Embeddings
 
     pictures = some()
-    small = replace(predictor, embeddings=Embeddings(limit=400))
-    assert close(run(small, pictures).lora, core_alone(folder, loaded, pictures))
+    predictor.runtime.embeddings = Embeddings(limit=400)
+    assert close(run(predictor, pictures).lora, core_alone(folder, loaded, pictures))
 
 
 def test_one_encoder_at_a_time_is_loaded_and_none_is_left(predictor: Any, loads: list[list[str]]):
@@ -287,11 +287,11 @@ def test_progress_counts_and_cancel_keeps_what_was_seen(predictor: Any, looks: d
 
 
 def test_dinov3_is_kept_in_eight_bits_where_the_user_says_so(predictor: Any):
-    from i2l.i2l_core.host.predictors.embeddings import Embeddings
+    from i2l.i2l_core.host.predictors.runtime import ComfyRuntime
 
     pictures = some()
     exact = run(predictor, pictures).lora
-    small = replace(predictor, float8=True, encoders={}, embeddings=Embeddings())
+    small = replace(predictor, float8=True, encoders={}, runtime=ComfyRuntime())
     found = run(small, pictures).lora
     assert not close(found, exact, 1e-4)
     assert close(found, exact, 0.3)
@@ -310,8 +310,9 @@ def test_a_small_card_keeps_the_published_dinov3_in_eight_bits(
     import comfy.model_management as mm
 
     from i2l.i2l_core.encoders import PooledConfig
-    from i2l.i2l_core.host.predictors.encoder_files import EncoderFile
-    from i2l.i2l_core.host.predictors.picture_encoders import file_encoder
+    from i2l.i2l_core.encoders.files import EncoderFile
+    from i2l.i2l_core.encoders.picture_encoders import file_encoder
+    from i2l.i2l_core.host.predictors.runtime import ComfyRuntime
 
     monkeypatch.setattr(mm, "get_torch_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(mm, "get_total_memory", lambda *args: int(gigabytes * 1e9))
@@ -319,9 +320,10 @@ def test_a_small_card_keeps_the_published_dinov3_in_eight_bits(
     published = PooledConfig(DINOV3, width=4096, blocks=40, mlp=8192, patch=16, side=224, registers=4)
     file = EncoderFile(Path("model.safetensors"), published, "id")
     assert published.weights == pytest.approx(6.72e9, rel=0.01)
-    assert (file_encoder(file).stored == FLOAT8) is small
-    assert file_encoder(file, float8=not small).stored == (torch.bfloat16 if small else FLOAT8)
-    assert file_encoder(file).dtype == torch.bfloat16
+    published_as = (file, ComfyRuntime(), torch.bfloat16)
+    assert (file_encoder(*published_as).stored == FLOAT8) is small
+    assert file_encoder(*published_as, float8=not small).stored == (torch.bfloat16 if small else FLOAT8)
+    assert file_encoder(*published_as).dtype == torch.bfloat16
 
 
 def test_a_device_with_bfloat16_computes_in_it(predictor: Any, monkeypatch: pytest.MonkeyPatch):
@@ -392,8 +394,9 @@ def test_encoders_of_another_size_are_named(predictor: Any, folder: Path):
 def test_encoders_are_found_by_content_in_either_folder(predictor: Any, folder: Path):
     import folder_paths
 
+    from i2l.i2l_core.encoders.files import pair_of_width
     from i2l.i2l_core.host.folders import PREDICTORS
-    from i2l.i2l_core.host.predictors.encoder_files import find_encoders
+    from i2l.i2l_core.host.predictors.encoder_files import encoder_files
 
     elsewhere = Path(folder_paths.get_folder_paths(PREDICTORS)[0]) / "any name.safetensors"
     elsewhere.parent.mkdir(parents=True, exist_ok=True)
@@ -401,7 +404,7 @@ def test_encoders_are_found_by_content_in_either_folder(predictor: Any, folder: 
     (folder / "page.safetensors").write_text("<html>")
     (folder / FILES[DINOV3]).replace(elsewhere)
     try:
-        assert {kind: file.path for kind, file in find_encoders(WIDTH).files.items()} == {
+        assert {kind: file.path for kind, file in pair_of_width(WIDTH, encoder_files()).files.items()} == {
             SIGLIP2: folder / FILES[SIGLIP2],
             DINOV3: elsewhere,
         }
@@ -444,17 +447,17 @@ def test_what_is_not_finite_is_refused(predictor: Any, folder: Path, loaded: Loa
 def test_a_file_of_version_1_is_opened_as_what_it_is(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from i2l.i2l_core.host.predictors.open import EMBEDDINGS, open_predictor
-    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
+    from i2l.i2l_core.predictors.v1.predictor import V1Predictor
 
     config = replace(tiny_z_image(), token_dim=WIDTH)
     monkeypatch.setattr(v1_kinds, "MODELS", (*MODELS, config.base_model))
     path = save(random_predictor(config), tmp_path / "Z-Image-i2L.safetensors")
-    first, second = (open_predictor(path) for _ in range(2))
-    assert isinstance(first, V1HostPredictor)
+    first, second = (load_predictor(path) for _ in range(2))
+    assert isinstance(first, V1Predictor)
+    assert isinstance(second, V1Predictor)
     assert first.name == "Z-Image-i2L"
-    assert first.embeddings is EMBEDDINGS
-    assert second.embeddings is EMBEDDINGS
+    assert first.runtime.embeddings is second.runtime.embeddings
     about = first.describe()
     assert about.startswith("i2L version 1, ")
     assert "rank 4 per picture" in about
@@ -474,12 +477,12 @@ def clip(host: Any) -> Any:
 def coarse(folder: Path) -> Any:
     from tiny_qwen import WIDTH as STATE
 
-    from i2l.i2l_core.host.predictors.embeddings import Embeddings
-    from i2l.i2l_core.host.predictors.v1 import V1HostPredictor
+    from i2l.i2l_core.host.predictors.runtime import ComfyRuntime
+    from i2l.i2l_core.predictors.v1.predictor import V1Predictor
 
     residual = Residual(COARSE, STATE, code=2)
     config = V1Config(QWEN, qwen(layers=2, hidden=8), token_dim=WIDTH, code=3, residual=residual)
-    return V1HostPredictor(LoadedV1(config, random_predictor(config).eval(), "coarse"), Embeddings())
+    return V1Predictor(LoadedV1(config, random_predictor(config).eval(), "coarse"), ComfyRuntime())
 
 
 def test_the_clip_of_qwen_image_is_looked_through_as_well(
@@ -515,7 +518,7 @@ def test_the_clip_of_qwen_image_is_looked_through_as_well(
 
 def test_what_is_not_the_clip_of_qwen_image_is_refused(coarse: Any, clip: Any, loads: list[list[str]]):
     with pytest.raises(
-        I2LError, match=r"also looks through the text encoder of Qwen-Image: connect Load CLIP"
+        I2LError, match=r"also looks through the text encoder of Qwen-Image, which only ComfyUI has: connect"
     ):
         run(coarse, some())
     assert loads == []
@@ -539,7 +542,8 @@ def test_the_published_sizes_ask_for_no_more_than_the_largest_encoder_and_a_fift
     from tiny_v1 import PUBLISHED
 
     from i2l.i2l_core.encoders import PooledConfig
-    from i2l.i2l_core.host.memory import pooled_memory, v1_memory
+    from i2l.i2l_core.encoders.picture_encoders import pooled_memory
+    from i2l.i2l_core.predictors.memory import v1_memory
 
     largest = PooledConfig(DINOV3, width=4096, blocks=40, mlp=8192, patch=16, side=224, registers=4)
     other = PooledConfig(SIGLIP2, width=1536, blocks=40, mlp=6144, patch=16, side=384)

@@ -243,10 +243,10 @@ def test_predicted_lora_that_does_not_fit_is_refused(world, make, strength: floa
 
 @torch.inference_mode()
 def test_a_predictor_for_another_base_model_is_refused_when_it_is_applied(world, tmp_path: Path):
-    from i2l.i2l_core.host.predictors.query import load_query_predictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
     from i2l.nodes.predict import ImagesToLoRA
 
-    other = load_query_predictor(save_random_predictor(tmp_path / "flux.safetensors", "flux2-dev"))
+    other = load_predictor(save_random_predictor(tmp_path / "flux.safetensors", "flux2-dev"))
     lora = ImagesToLoRA.execute(other, {"image0": torch.rand(1, 32, 32, 3)})[0]
     with pytest.raises(I2LError, match=r"the LoRA is for FLUX\.2 dev .*the MODEL is the tiny demo model"):
         apply(world.model, lora)

@@ -21,9 +21,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def predictor(host, path: Path):
-    from i2l.i2l_core.host.predictors.query import load_query_predictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
 
-    return load_query_predictor(path)
+    return load_predictor(path)
 
 
 def pictures(*sizes: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -106,8 +106,6 @@ def test_alpha_and_one_channel_are_taken(predictor):
 
 
 def test_prediction_is_deterministic_and_the_neutral_one_is_kept(predictor):
-    from i2l.i2l_core.host.predictors.query import MAX_NEUTRALS
-
     images = pictures((64, 64))
     first, second = run(predictor, images), run(predictor, images)
     assert same(first[0], second[0])
@@ -116,9 +114,9 @@ def test_prediction_is_deterministic_and_the_neutral_one_is_kept(predictor):
         first[1]["diffusion_model.layers.0.attention.qkv.lora_up.weight"]
         is not (second[1]["diffusion_model.layers.0.attention.qkv.lora_up.weight"])
     )
-    for count in range(2, MAX_NEUTRALS + 3):
+    for count in range(2, 7):
         run(predictor, {"image0": torch.rand(count, 16, 16, 3)})
-    assert len(predictor.neutrals) == MAX_NEUTRALS
+    assert len(predictor.neutrals) == 4
     assert ((1.0, ""),) not in predictor.neutrals
 
 
@@ -161,7 +159,7 @@ def test_progress_counts_and_cancel_is_honoured_between_pictures(predictor):
     predictor.predict(references, lambda done, total: seen.append((done, total)))
     assert seen == [(i, 5) for i in range(1, 6)]
 
-    predictor.neutrals.clear()
+    predictor.neutrals._loras.clear()
     for stop in range(1, 5):
         seen.clear()
 
@@ -185,11 +183,11 @@ def test_host_moves_both_parts_and_frees_them(predictor):
 
     run(predictor, pictures((32, 32)))
     loaded = mm.loaded_models()
-    assert predictor.patcher in loaded
+    assert predictor.network in loaded
     assert predictor.encoder in loaded
     before = {k: v.clone() for k, v in predictor.loaded.predictor.state_dict().items()}
     mm.unload_all_models()
-    assert predictor.patcher not in mm.loaded_models()
+    assert predictor.network not in mm.loaded_models()
     assert all(torch.equal(v, before[k]) for k, v in predictor.loaded.predictor.state_dict().items())
     run(predictor, pictures((32, 32)))
     del predictor, loaded
@@ -207,7 +205,7 @@ def test_parts_are_stored_and_computed_in_the_types_of_this_device(predictor):
 def test_memory_estimates_grow_with_what_they_are_for(host):
     from tiny_world import predictor_config
 
-    from i2l.i2l_core.host.memory import encoder_memory, predictor_memory
+    from i2l.i2l_core.predictors.memory import encoder_memory, predictor_memory
 
     small, large = (encoder_memory(ENCODER, side * side, torch.float32) for side in (64, 4096))
     assert 0 < small < large
@@ -219,13 +217,13 @@ def test_a_device_with_bfloat16_computes_in_it(host, tmp_path: Path, monkeypatch
     """What happens on such a GPU, run on the CPU: a float32 file is halved, and the LoRA is near the exact one."""
     import comfy.model_management
 
-    from i2l.i2l_core.host.predictors.query import load_query_predictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
 
     path = save_random_predictor(tmp_path / "wide.safetensors", dtype=torch.float32)
     images = pictures((64, 64), (32, 48))
-    exact = run(load_query_predictor(path), images)[0].lora
+    exact = run(load_predictor(path), images)[0].lora
     monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *args, **options: True)
-    predictor = load_query_predictor(path)
+    predictor = load_predictor(path)
     assert predictor.loaded.predictor.queries.dtype == torch.bfloat16
     found = run(predictor, images)[0].lora
     for target, layer in found.layers.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 from pathlib import Path
@@ -174,12 +173,12 @@ def test_a_hostile_program_does_not_run_unless_both_allow_it(
 def test_off_is_the_default():
     import inspect
 
-    from i2l.i2l_core.host.predictors.open import open_predictor
+    from i2l.i2l_core.host.predictors.runtime import load_predictor
     from i2l.nodes.load import LoadI2LPredictor
 
     switch: Any = LoadI2LPredictor.define_schema().inputs[1]
     assert (switch.id, switch.default, switch.optional) == ("allow_code", False, True)
-    for function in (LoadI2LPredictor.execute, open_predictor):
+    for function in (LoadI2LPredictor.execute, load_predictor):
         assert inspect.signature(function).parameters["allow_code"].default is False
 
 
@@ -419,7 +418,7 @@ def test_the_host_knows_it_and_its_size(root: Path):
     predictor = load("ink/")[0]
     predict(predictor, images((40, 48)))
     (patcher,) = predictor.get_models()
-    assert predictor.patcher is patcher
+    assert predictor.held is patcher
     assert any(loaded.model is patcher for loaded in comfy.model_management.current_loaded_models)
     parameters = sum(p.numel() * p.element_size() for p in predictor.loaded.model.parameters())
     assert parameters <= patcher.model_size() < parameters * 1.1
@@ -448,4 +447,5 @@ def test_a_failed_run_can_be_followed_by_a_good_one(root: Path):
     with pytest.raises(I2LError, match=r"ink: its model\.py failed in process_inputs: ZeroDivisionError"):
         predict(predictor, images((40, 48)))
     assert predict(predictor, images((40, 48), (40, 48)))[0].lora.n_layers == 6
-    assert copy.copy(predictor.neutrals).keys() == {((48, 40), (48, 40))}
+    assert ((48, 40), (48, 40)) in predictor.neutrals
+    assert len(predictor.neutrals) == 1

@@ -20,7 +20,7 @@ from i2l.i2l_core.base_models import MODELS, BaseModel
 from i2l.i2l_core.lora import LoRA, Target
 from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
 from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
-from i2l.i2l_core.predictors.v1.network import V1Predictor, load_v1
+from i2l.i2l_core.predictors.v1.network import V1Network, load_v1
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -174,7 +174,7 @@ def test_the_reference_knows_files_of_our_names_and_shapes(title: str):
     from diffsynth.core.loader.file import convert_keys_dict_to_single_str, hashlib
 
     config, _ = PUBLISHED[title]
-    tensors = V1Predictor(config, device="meta").tensors()
+    tensors = V1Network(config, device="meta").tensors()
     keys = convert_keys_dict_to_single_str({name: list(tensor.shape) for name, tensor in tensors.items()})
     found = [
         entry["model_name"]

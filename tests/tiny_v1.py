@@ -11,7 +11,7 @@ from i2l.i2l_core.base_models import BaseModel, find_model
 from i2l.i2l_core.base_models.lumina2 import LUMINA2
 from i2l.i2l_core.base_models.qwen_image import QWEN_IMAGE
 from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
-from i2l.i2l_core.predictors.v1.network import V1Predictor
+from i2l.i2l_core.predictors.v1.network import V1Network
 
 
 def known(id: str) -> BaseModel:
@@ -62,14 +62,14 @@ def tiny_qwen(residual: Residual | None = None) -> V1Config:
     return V1Config(QWEN, TINY_MODELS[1], token_dim=10, code=3, residual=residual)
 
 
-def random_predictor(config: V1Config, dtype: torch.dtype = torch.float32) -> V1Predictor:
+def random_predictor(config: V1Config, dtype: torch.dtype = torch.float32) -> V1Network:
     """Products of about unit size, so that no term vanishes beside another."""
-    predictor = V1Predictor(config)
+    predictor = V1Network(config)
     for tensor in predictor.tensors().values():
         tensor.normal_(std=tensor.shape[1] ** -0.5)
     return predictor.to(dtype)
 
 
-def save(predictor: V1Predictor, path: Path) -> Path:
+def save(predictor: V1Network, path: Path) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in predictor.tensors().items()}, path)
     return path

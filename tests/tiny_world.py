@@ -13,8 +13,9 @@ from i2l.i2l_core.demo.autoencoder import PATCH, build_decoder, fit_basis
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
+from i2l.i2l_core.predictors.query.config import LayerSpec, QueryConfig
 from i2l.i2l_core.predictors.query.file import save_predictor
-from i2l.i2l_core.predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
+from i2l.i2l_core.predictors.query.network import QueryNetwork
 from i2l.tools.host import PACK_FOLDER, ROOT
 
 ENCODER = EncoderConfig(
@@ -48,7 +49,7 @@ def save_random_predictor(
     path: Path, base_model: str = "i2l-tiny", dtype: torch.dtype = torch.bfloat16
 ) -> Path:
     """A small predictor for the tiny backbone: whole weights, and rows of fused ones."""
-    predictor, encoder = QueryPredictor(predictor_config()), VisionEncoder(ENCODER)
+    predictor, encoder = QueryNetwork(predictor_config()), VisionEncoder(ENCODER)
     for name, parameter in predictor.named_parameters():
         if name.startswith("heads.B"):
             nn.init.normal_(parameter, std=0.1)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from i2l_core.demo.files import PREDICTOR, WEIGHTS
 from i2l_core.demo.text import WIDTH
+from i2l_core.predictors.query.config import QueryConfig
 from i2l_core.predictors.query.file import load_predictor
-from i2l_core.predictors.query.network import Block, QueryConfig, QueryPredictor
+from i2l_core.predictors.query.network import Block, QueryNetwork
 from i2l_core.train.config import TrainConfig, load_config
 from i2l_core.train.data.batches import Deal, MicroBatches, to_device
 from i2l_core.train.data.data_set import split_styles
@@ -57,7 +58,7 @@ class Adapter(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(config.hidden), nn.Linear(config.hidden, WIDTH))
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`bias`: as `QueryPredictor.forward` takes it."""
+        """`bias`: as `QueryNetwork.forward` takes it."""
         image = self.token_in(self.token_norm(tokens))
         x = torch.cat([self.queries.expand(len(image), -1, -1), image], 1)
         mask = None if bias is None else F.pad(bias, (_TOKENS, 0))[:, None, None, :]
@@ -83,7 +84,7 @@ def load_adapter(device: torch.device) -> Adapter | None:
     return adapter.eval().requires_grad_(False).to(device)
 
 
-def load_pairs(name: str, device: torch.device) -> QueryPredictor | None:
+def load_pairs(name: str, device: torch.device) -> QueryNetwork | None:
     """The predictor that was trained on one kind of `PAIRS`, or None when it has not been trained."""
     path = PAIRS[name][1] / PREDICTOR
     return load_predictor(path).predictor.float().to(device) if path.exists() else None

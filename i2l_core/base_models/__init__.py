@@ -5,6 +5,7 @@ To add one: write its file, and add it to `_FILES`.
 
 from __future__ import annotations
 
+from ..checks import shown
 from ..errors import I2LError
 from . import demo, flux2, hidream_o1, lumina2, qwen_image
 from .table import AdaptedLayer, Architecture, BaseModel, LayerRule, Weights
@@ -20,6 +21,7 @@ __all__ = [
     "architecture_of_network",
     "find_model",
     "recognise",
+    "title_of",
 ]
 
 _FILES = (lumina2, flux2, hidream_o1, qwen_image, demo)
@@ -31,6 +33,12 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(dict.fromkeys(model.architecture
 def find_model(id: str) -> BaseModel | None:
     """The known base model of this id, or None."""
     return next((model for model in MODELS if model.id == id), None)
+
+
+def title_of(id: str) -> str:
+    """A base model for people, of an id that a file gives: "Z-Image (z-image)"."""
+    model = find_model(id)
+    return f"{model.title} ({id})" if model else f"a base model this version does not know ({shown(id)})"
 
 
 def architecture_of_network(network: object) -> Architecture | None:

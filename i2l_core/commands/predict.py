@@ -9,27 +9,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..checks import listed
-from ..encoders import DINOV3, KINDS, MODEL_ID, SIGLIP2, load_pooled, peek_pooled
 from ..errors import I2LError
 from ..files.atomic import SUFFIX
-from ..lora import LoRA
 from ..lora_files.file import save
 from ..lora_files.names import KEY_FORMATS
 from ..mixing.whole_weights import in_whole_weights
 from ..pictures import read_reference
-from ..predictors.family import family_of
-from ..predictors.query.attention_bias import attention_bias
-from ..predictors.query.file import load_predictor
-from ..predictors.v1.network import load_v1, peek_v1
-from ..references import MIN_SIDE, Reference, gray, with_positive_weight
+from ..predictors import open_predictor
+from ..predictors.plain_runtime import PlainRuntime
+from ..references import Reference, with_positive_weight
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,9 +35,14 @@ def main(arguments: Sequence[str]) -> int:
             _check_place(path)
         options.device = _usable_device(options.device)
         references = _references(options.references, options.weights)
-        for path, lora in zip(
-            outputs, _PREDICT[family_of(options.predictor)](options, references), strict=False
-        ):
+        runtime = PlainRuntime(
+            options.device,
+            DTYPES[options.dtype] if options.dtype else None,
+            options.encoders or [options.predictor.parent],
+        )
+        with torch.inference_mode():
+            prediction = open_predictor(options.predictor, runtime).predict(references)
+        for path, lora in zip(outputs, (prediction.lora, prediction.neutral), strict=False):
             sys.stdout.write(f"{save(in_whole_weights(lora), path, key_format=options.layout)}\n")
     except I2LError as error:
         sys.stderr.write(f"{error}\n")
@@ -94,86 +92,6 @@ def _parser() -> argparse.ArgumentParser:
         help="default: bf16 on a GPU and fp32 without; for version 1 that of its file",
     )
     return parser
-
-
-def _query(options: argparse.Namespace, references: list[Reference]) -> Iterator[LoRA]:
-    """The LoRA of the references, then that of gray pictures."""
-    loaded = load_predictor(options.predictor)
-    device = options.device
-    dtype = DTYPES[options.dtype or ("fp32" if device.type == "cpu" else "bf16")]
-    encoder, predictor = loaded.encoder.to(device, dtype), loaded.predictor.to(device, dtype)
-    blank = gray(encoder.config.full_size)
-    for pictures in (references, [replace(blank, weight=one.weight) for one in references]):
-        with torch.inference_mode():
-            tokens = encoder.encode([picture.pixels.to(device) for picture in pictures]).to(dtype)
-            bias = attention_bias(pictures, [encoder.grid(*picture.size) for picture in pictures])
-            prediction = predictor(tokens, None if bias is None else bias.to(device))
-        yield prediction.lora(0, loaded.base_model, loaded.name, tuple(one.hash for one in pictures))
-
-
-def _v1(options: argparse.Namespace, references: list[Reference]) -> Iterator[LoRA]:
-    """The same. Encoders and predictor are read one after the other, so that only one of them is in memory."""
-    path = options.predictor
-    config, dtype = peek_v1(path)
-    if config.residual:
-        raise I2LError(
-            f"{path.name}: {config.title} also reads what Qwen-Image's text encoder says of the pictures, and that "
-            "is ComfyUI's: predict with it there"
-        )
-    dtype = DTYPES[options.dtype] if options.dtype else dtype
-    files = _encoder_files(options.encoders or [path.parent])
-    blank = gray((MIN_SIDE, MIN_SIDE))  # gray pictures of any number and size give the same LoRA
-    pictures = [*references, blank] if options.neutral_out else references
-    embeddings = torch.cat([_embeddings(file, pictures, options.device, dtype) for file in files], dim=1)
-    if embeddings.shape[1] != config.token_dim:
-        raise I2LError(
-            f"{path.name}: it reads embeddings of width {config.token_dim}, these encoders give "
-            f"{embeddings.shape[1]}: {listed(map(str, files))}"
-        )
-    loaded = load_v1(path)
-    for start, end in ((0, len(references)), (len(references), len(pictures))):
-        used = pictures[start:end]
-        with torch.inference_mode():
-            lora = loaded.predictor(embeddings[start:end], [one.weight for one in used])
-        yield replace(lora, predictor=loaded.name, references=tuple(one.hash for one in used))
-
-
-def _template(options: argparse.Namespace, references: list[Reference]) -> Iterator[LoRA]:
-    raise I2LError(
-        f"{options.predictor} is a folder: expected a predictor file. Diffusion Templates are programs; they run in "
-        "ComfyUI only, when that is allowed"
-    )
-
-
-_PREDICT = {"query": _query, "v1": _v1, "template": _template}
-
-
-def _embeddings(path: Path, pictures: list[Reference], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(N, width of this encoder)"""
-    encoder = load_pooled(path, dtype).to(device)
-    with torch.inference_mode():
-        inputs = [encoder.preprocess(picture.pixels)[None].to(device) for picture in pictures]
-        return torch.cat([encoder(x) for x in inputs])
-
-
-def _encoder_files(places: list[Path]) -> list[Path]:
-    """The file of each kind, in the order of the embedding."""
-    found: dict[str, Path] = {}
-    for place in places:
-        files = (
-            sorted([*place.glob(f"*{SUFFIX}"), *place.glob(f"*/*{SUFFIX}")]) if place.is_dir() else [place]
-        )
-        for path in files:
-            config = peek_pooled(path)
-            if config:
-                found.setdefault(config.kind, path)
-    missing = [KINDS[kind].file for kind in (SIGLIP2, DINOV3) if kind not in found]
-    if missing:
-        raise I2LError(
-            f"expected the image encoders of version 1 in {listed(map(str, places))}; get {' and '.join(missing)} of "
-            f"{MODEL_ID} and say with --encoders where they are"
-        )
-    return [found[kind] for kind in (SIGLIP2, DINOV3)]
 
 
 def _references(paths: list[Path], weights: list[float] | None) -> list[Reference]:

@@ -19,11 +19,11 @@ FLOAT8 = torch.float8_e4m3fn
 
 
 class ScaledLinear(nn.Module):
-    """A Linear with float8 weights and one scale per row. `ops` gives the Linear that casts them."""
+    """A Linear with float8 weights and one scale per row. `operations` gives the Linear that casts them."""
 
-    def __init__(self, linear: nn.Linear, ops: ModuleType | Any) -> None:
+    def __init__(self, linear: nn.Linear, operations: ModuleType | Any) -> None:
         super().__init__()
-        self.quantised = ops.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.quantised = operations.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
         self.scale = nn.Parameter(torch.empty(linear.out_features, device="meta"), requires_grad=False)
         self.bias = linear.bias
 
@@ -52,8 +52,8 @@ def linear_weights(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, layer in model.named_modules() if type(layer) is nn.Linear}
 
 
-def replace_layers(model: nn.Module, ops: ModuleType | Any, float8: bool = False) -> list[nn.Module]:
-    """Put the layers of `ops` in the places of torch's, without weights, on the meta device.
+def replace_layers(model: nn.Module, operations: ModuleType | Any, float8: bool = False) -> list[nn.Module]:
+    """Put the layers of `operations` in the places of torch's, without weights, on the meta device.
 
     `float8`: the Linears as ScaledLinear. Returns the modules that are left: their own parameters and buffers
     are nobody's to move (see `follow`).
@@ -61,13 +61,13 @@ def replace_layers(model: nn.Module, ops: ModuleType | Any, float8: bool = False
     left = [model]
     for name, child in list(model.named_children()):
         if float8 and type(child) is nn.Linear:
-            scaled = ScaledLinear(child, ops)
+            scaled = ScaledLinear(child, operations)
             setattr(model, name, scaled)
             left.append(scaled)
         elif type(child) in _SAME:
-            setattr(model, name, _SAME[type(child)](ops, child))
+            setattr(model, name, _SAME[type(child)](operations, child))
         else:
-            left += replace_layers(child, ops, float8)
+            left += replace_layers(child, operations, float8)
     return left
 
 
@@ -79,14 +79,18 @@ def follow(modules: list[nn.Module], device: torch.device) -> None:
                 tensor.data = tensor.data.to(device)
 
 
-# torch's layer -> the same layer of `ops`, on the meta device
+# torch's layer -> the same layer of `operations`, on the meta device
 _SAME: Mapping[type[nn.Module], Callable[[Any, Any], nn.Module]] = {
-    nn.Linear: lambda ops, layer: ops.Linear(
+    nn.Linear: lambda operations, layer: operations.Linear(
         layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
     ),
-    nn.Conv2d: lambda ops, layer: ops.Conv2d(
+    nn.Conv2d: lambda operations, layer: operations.Conv2d(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, device="meta"
     ),
-    nn.LayerNorm: lambda ops, layer: ops.LayerNorm(layer.normalized_shape, layer.eps, device="meta"),
-    nn.Embedding: lambda ops, layer: ops.Embedding(layer.num_embeddings, layer.embedding_dim, device="meta"),
+    nn.LayerNorm: lambda operations, layer: operations.LayerNorm(
+        layer.normalized_shape, layer.eps, device="meta"
+    ),
+    nn.Embedding: lambda operations, layer: operations.Embedding(
+        layer.num_embeddings, layer.embedding_dim, device="meta"
+    ),
 }

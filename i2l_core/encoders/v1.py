@@ -119,7 +119,7 @@ class PooledConfig:
 class PooledEncoder(nn.Module):
     """Pictures -> one vector each. `model` is the transformers module.
 
-    `ops`: torch.nn, or a namespace of the host's whose layers cast and offload; with `float8` it must cast.
+    `operations`: torch.nn, or a namespace of the host's whose layers cast and offload; with `float8` it must cast.
     Then the weights are on the meta device until a state dict is assigned.
     """
 
@@ -127,13 +127,13 @@ class PooledEncoder(nn.Module):
         self,
         config: PooledConfig,
         device: torch.device | str | None = None,
-        ops: ModuleType | Any = nn,
+        operations: ModuleType | Any = nn,
         float8: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.model = _BUILD[config.kind](config, torch.device(device or "cpu")).requires_grad_(False)
-        self._rest = [] if ops is nn else replace_layers(self.model, ops, float8)
+        self._rest = [] if operations is nn else replace_layers(self.model, operations, float8)
 
     def encode(self, pictures: Sequence[Tensor]) -> Tensor:
         """(N, width) of pictures (H, W, 3), floats 0..1, of any sizes; one by one, so that none changes another."""
@@ -191,14 +191,14 @@ def peek_pooled(path: Path) -> PooledConfig | None:
 def load_pooled(
     path: str | Path,
     dtype: torch.dtype = torch.float32,
-    ops: ModuleType | Any = nn,
+    operations: ModuleType | Any = nn,
     stored: torch.dtype | None = None,
 ) -> PooledEncoder:
     """Read an encoder file: on the CPU, frozen, to compute in `dtype`.
 
-    `stored`: the type its Linears are kept in, FLOAT8 among them, where `ops` casts; None: `dtype`. Weights
+    `stored`: the type its Linears are kept in, FLOAT8 among them, where `operations` casts; None: `dtype`. Weights
     that the file has in the type they are kept in stay mapped to it: they take no memory until they are used.
-    `ops` as for PooledEncoder. Raises I2LError naming the file when it is damaged, is something else,
+    `operations` as for PooledEncoder. Raises I2LError naming the file when it is damaged, is something else,
     does not hold exactly the tensors of its kind, or holds NaN or infinity.
     """
     with open_safetensors(Path(path), "an image encoder") as file:
@@ -219,8 +219,8 @@ def load_pooled(
             check_finite(_file_name(name), tensor)
             kept = stored if stored and name in linears else dtype
             tensors |= {name: tensor.to(kept)} if kept != FLOAT8 else in_float8(name, tensor.to(dtype))
-        if ops is not nn:
-            encoder = PooledEncoder(config, "meta", ops, stored == FLOAT8)
+        if operations is not nn:
+            encoder = PooledEncoder(config, "meta", operations, stored == FLOAT8)
         encoder.model.load_state_dict(tensors, strict=True, assign=True)
     for buffer in encoder.model.buffers():  # the reference rounds the frequencies of DINOv3 as well
         if buffer.is_floating_point():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def _mapped(path: Path) -> Any:
         raise I2LError(
             f"it has {size}, more than this computer's memory can map; add swap or memory"
         ) from error
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a safetensors file says before a tensor is read."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]  # as safetensors names them
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> FileHeader:
+    """Raises I2LError naming the file when it is no whole safetensors file."""
+    with open_safetensors(path) as file:
+        return FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
 
 
 def shapes_and_dtypes(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -16,9 +16,9 @@ from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import safe_join
 from ..pictures import SUFFIXES, read_reference
+from ..predictors.base import Progress
 from ..references import Reference
 from .folders import with_slashes
-from .predictors.base import Progress
 
 EXAMPLES = "(examples of i2L)"  # the library that ships with the pack, beside those of the input folder
 _SHIPPED = Path(__file__).resolve().parents[2] / "workflows" / "library"

@@ -1,1 +1,32 @@
-"""Predictor families, one file each, and the strict checkpoint loader they share."""
+"""Predictor families: one list, which ComfyUI's nodes, the commands and `inspect` read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files.safetensors import read_header
+from .base import Family, Options, Predictor, Runtime, Source
+from .query.predictor import QUERY
+from .template.predictor import TEMPLATE
+from .v1.predictor import V1
+
+FAMILIES: tuple[Family, ...] = (TEMPLATE, V1, QUERY)
+
+
+def family_of(source: Source) -> Family | None:
+    """The family of a file or folder, from its names and metadata alone; None: it is no predictor."""
+    return next((family for family in FAMILIES if family.recognise(source)), None)
+
+
+def read_source(path: Path) -> Source:
+    """Raises I2LError naming the file when it is no whole safetensors file."""
+    return Source(path, None if path.is_dir() else read_header(path))
+
+
+def open_predictor(path: Path, runtime: Runtime, options: Options | None = None) -> Predictor:
+    """Read a predictor from a file or folder of models/i2l.
+
+    Raises I2LError naming the file when it is none; then it says what the file seems to be.
+    """
+    family = family_of(read_source(path)) or QUERY  # whose loader says best what another file is
+    return family.load(path, runtime, options or Options())

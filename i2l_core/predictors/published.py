@@ -6,9 +6,6 @@ Nothing here is downloaded: people do that.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-
-from ..encoders import MODEL_ID
 
 
 @dataclass(frozen=True)
@@ -16,7 +13,7 @@ class Published:
     """A repository of DiffSynth-Studio on ModelScope: its files that are needed, and where they go.
 
     `files`: none means the whole repository, which is a folder for itself. `base_model`: id of what its LoRAs are
-    for, as in `layouts`; empty when it is no predictor. `folder`: inside of models/.
+    for, as in `base_models`; empty when it is no predictor. `folder`: inside of models/.
     """
 
     name: str
@@ -49,12 +46,6 @@ PUBLISHED = (
         tuple(f"Qwen-Image-i2L-{kind}.safetensors" for kind in ("Style", "Coarse", "Fine", "Bias")),
     ),
 )
-
-
-def published_encoder(file: str) -> Published:
-    """An image encoder of version 1, by its file in their repository."""
-    folder = f"clip_vision/{PurePosixPath(file).parent}"
-    return Published(PurePosixPath(MODEL_ID).name, base_model="", files=(file,), folder=folder)
 
 
 def published(name: str) -> Published | None:

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..lora import Target
-from ..predictors.query.network import LayerSpec
+from ..predictors.query.config import LayerSpec
 
 Texts = Mapping[str, Tensor]  # what a base model takes for one prompt, by the host's names
 

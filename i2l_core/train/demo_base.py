@@ -18,7 +18,7 @@ from ..demo.files import WEIGHTS
 from ..demo.prompts import TOKENS, tokenise, unknown_words, words_of
 from ..demo.sampler import shifted
 from ..errors import I2LError
-from ..predictors.query.network import LayerSpec
+from ..predictors.query.config import LayerSpec
 from .base import Layers, Texts
 from .checkpointing import checkpoint_blocks
 from .config import BaseTable

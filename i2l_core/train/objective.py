@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders import VisionEncoder
-from ..predictors.query.network import QueryPredictor
+from ..predictors.query.network import QueryNetwork
 from .base import Base, Layers
 from .data.batches import Batch
 
@@ -24,7 +24,7 @@ References = Sequence[Sequence[Tensor]]
 
 
 class Objective(nn.Module):
-    def __init__(self, predictor: QueryPredictor, encoder: VisionEncoder, base: Base, batch: int) -> None:
+    def __init__(self, predictor: QueryNetwork, encoder: VisionEncoder, base: Base, batch: int) -> None:
         super().__init__()
         self.predictor = predictor
         self._frozen = encoder, base  # a tuple hides modules from nn.Module

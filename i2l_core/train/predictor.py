@@ -13,8 +13,9 @@ from torch import Tensor
 from ..checks import listed
 from ..encoders import VisionEncoder
 from ..errors import I2LError
+from ..predictors.query.config import LayerSpec, QueryConfig
 from ..predictors.query.file import load_predictor, save_predictor
-from ..predictors.query.network import LayerSpec, QueryConfig, QueryPredictor
+from ..predictors.query.network import QueryNetwork
 from .config import PredictorTable
 
 
@@ -34,11 +35,11 @@ def query_config(table: PredictorTable, layers: Sequence[LayerSpec], token_dim: 
     )  # fmt: skip
 
 
-def new_predictor(config: QueryConfig, start: str, seed: int) -> QueryPredictor:
+def new_predictor(config: QueryConfig, start: str, seed: int) -> QueryNetwork:
     """In float32 on the CPU, from the seed or the file `start`. Raises I2LError when that is of other sizes."""
     torch.manual_seed(seed)
     if not start:
-        return QueryPredictor(config)
+        return QueryNetwork(config)
     loaded = load_predictor(start)
     if loaded.config != config:
         raise I2LError(
@@ -56,7 +57,7 @@ def export(
     `network`: {"base_model": id, and a QueryConfig as JSON}.
     """
     config = QueryConfig.from_json({k: v for k, v in network.items() if k != "base_model"})
-    predictor = QueryPredictor(config, device="meta")
+    predictor = QueryNetwork(config, device="meta")
     predictor.load_state_dict(dict(weights), strict=True, assign=True)
     meta = {"base_model": {"id": network["base_model"]}, "about": {"steps": str(step)}}
     save_predictor(path, predictor.bfloat16(), encoder.bfloat16(), meta)

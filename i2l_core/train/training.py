@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from ..checks import listed
 from ..encoders import VisionEncoder
 from ..errors import I2LError
-from ..predictors.query.network import QueryPredictor
+from ..predictors.query.network import QueryNetwork
 from .base import Base, Coder
 from .checkpoints import Checkpoints
 from .config import OptimiserTable, RunTable, TrainConfig
@@ -47,7 +47,7 @@ class Training:
         base: Base,
         coder: Coder,
         encoder: VisionEncoder,
-        predictor: QueryPredictor,
+        predictor: QueryNetwork,
         styles: Styles,
         unseen: Styles | None,
         material: Material,

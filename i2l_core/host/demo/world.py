@@ -17,7 +17,8 @@ from torch import Tensor
 from ...demo import files
 from ...demo.backbone import BackboneConfig
 from ...errors import I2LError
-from ..predictors.query import QueryHostPredictor, load_query_predictor
+from ...predictors.base import Predictor
+from ..predictors.runtime import load_predictor
 from .text import build_clip
 
 
@@ -27,16 +28,14 @@ class DemoWorld(NamedTuple):
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
-    predictor: QueryHostPredictor
+    predictor: Predictor
 
 
 def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
     """Read the weights of the tiny world. Raises I2LError when they are missing, damaged or do not fit."""
     clip = build_clip(_text_weights(folder))
     clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
-    return DemoWorld(
-        load_model(folder), clip, load_vae(folder), load_query_predictor(folder / files.PREDICTOR)
-    )
+    return DemoWorld(load_model(folder), clip, load_vae(folder), load_predictor(folder / files.PREDICTOR))
 
 
 def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...encoders.cover import cover
+from ...encoders.picture_encoders import Look, finite
 from ...errors import I2LError
 from ...predictors.v1.kinds import Residual
 from ...references import Reference
-from .picture_encoders import Look, finite
 
 PATCH = 28  # pixels a side of what becomes one state
 

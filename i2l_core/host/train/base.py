@@ -24,7 +24,7 @@ from ...base_models import ARCHITECTURES, Weights, recognise
 from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, from_batched
 from ...lora import Target
-from ...predictors.query.network import LayerSpec
+from ...predictors.query.config import LayerSpec
 from ...train.base import Layers, Texts
 from ...train.checkpointing import checkpoint_blocks, copy_norm_inputs
 from ...train.config import BaseTable

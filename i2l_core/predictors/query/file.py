@@ -28,12 +28,13 @@ from ...errors import I2LError
 from ...files.kinds import describe_tensors
 from ...files.safetensors import check_dtypes, check_finite, check_shapes, open_safetensors, shapes_and_dtypes
 from ...files.whole_file import replacing
-from ..registry import family_named, family_of
-from .network import QueryConfig, QueryPredictor
+from .config import QueryConfig
+from .network import QueryNetwork
 
 METADATA_KEY = "i2l"
 FORMAT = "i2l-predictor"
 VERSION = 1
+FAMILY = "query"
 
 _REQUIRED = ("format", "version", "family", "base_model", "predictor", "encoder")
 
@@ -46,7 +47,7 @@ class LoadedPredictor:
     """
 
     config: QueryConfig
-    predictor: QueryPredictor
+    predictor: QueryNetwork
     encoder: VisionEncoder
     meta: dict[str, Any]
     name: str  # of the file, without its extension
@@ -67,7 +68,7 @@ class PredictorHeader:
 
 
 def save_predictor(
-    path: str | Path, predictor: QueryPredictor, encoder: VisionEncoder, meta: Mapping[str, Any]
+    path: str | Path, predictor: QueryNetwork, encoder: VisionEncoder, meta: Mapping[str, Any]
 ) -> None:
     """Write a predictor file, whole or not at all; a file of that name is replaced.
 
@@ -80,7 +81,7 @@ def save_predictor(
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "family": family_of(predictor),
+        "family": FAMILY,
         "base_model": meta["base_model"],
         "about": meta.get("about", {}),
         "predictor": predictor.config.to_json(),
@@ -102,19 +103,10 @@ def save_predictor(
         ) from error
 
 
-def peek(path: str | Path) -> PredictorHeader:
-    """The header of a predictor file, for listing. Checks format, version and family.
-
-    Raises I2LError naming the file when it is damaged, or something else: then it says what it seems to be.
-    """
-    with open_safetensors(Path(path)) as file:
-        return _header(file)
-
-
-def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredictor:
+def load_predictor(path: str | Path, operations: ModuleType | Any = nn) -> LoadedPredictor:
     """Read a predictor file: on the CPU, in the dtypes of the file, the encoder frozen.
 
-    `ops` as for QueryPredictor. Raises I2LError naming the file when it is damaged, is something else, was
+    `operations` as for QueryPredictor. Raises I2LError naming the file when it is damaged, is something else, was
     written by another version, describes an impossible network, does not hold exactly its tensors, or holds
     NaN or infinity.
     """
@@ -122,8 +114,8 @@ def load_predictor(path: str | Path, ops: ModuleType | Any = nn) -> LoadedPredic
     with open_safetensors(path) as file:
         header = _header(file)
         predictor, encoder, meta = _networks(header)
-        if ops is not nn:
-            predictor = type(predictor)(predictor.config, device="meta", ops=ops)
+        if operations is not nn:
+            predictor = QueryNetwork(predictor.config, device="meta", operations=operations)
 
         tensors = {name: file.get_tensor(name) for name in header.shapes}
         for name, tensor in tensors.items():
@@ -144,15 +136,14 @@ def check_header(path: str | Path) -> tuple[QueryConfig, EncoderConfig, dict[str
     return predictor.config, encoder.config, meta
 
 
-def _networks(header: PredictorHeader) -> tuple[QueryPredictor, VisionEncoder, dict[str, Any]]:
+def _networks(header: PredictorHeader) -> tuple[QueryNetwork, VisionEncoder, dict[str, Any]]:
     """Both networks as the header describes them, without memory: of exactly the tensors that it lists."""
     about = header.metadata
-    family = family_named(about["family"])
-    config = family.config.from_json(about["predictor"])
+    config = QueryConfig.from_json(about["predictor"])
     encoder_config = EncoderConfig.from_json(about["encoder"])
     meta = {"base_model": about["base_model"], "about": about.get("about", {})}
     _check_parts(meta, config, encoder_config)
-    predictor = family.predictor(config, device="meta")
+    predictor = QueryNetwork(config, device="meta")
     encoder = VisionEncoder(encoder_config, device="meta")
     _check_tensors(header, _tensors(predictor, encoder))
     return predictor, encoder, meta
@@ -177,7 +168,8 @@ def _header(file: Any) -> PredictorHeader:
         found = shown(about.get("version"))
         raise I2LError(f"predictor file version {found} is not known (known: {VERSION}); update ComfyUI-i2L")
     about = check_entries("its metadata", about, _REQUIRED, ("about",))
-    family_named(about["family"])
+    if about["family"] != FAMILY:
+        raise I2LError(f"predictor family {shown(about['family'])} is not known (known: {FAMILY})")
     return PredictorHeader(about, shapes, dtypes)
 
 

@@ -15,7 +15,7 @@ Queries are stored in that order too, so decoding a group is a slice.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
@@ -23,114 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...checks import check_entries, check_int, check_number, shown
-from ...errors import I2LError
 from ...lora import LoRA, LowRank, Target
-
-# the largest sizes a configuration may ask for: far above any real predictor, far below a lie that hurts
-_LIMITS = {
-    "hidden": 16384,
-    "blocks": 128,
-    "heads": 256,
-    "code": 8192,
-    "rank": 1024,
-    "token_dim": 65536,
-}
-_MAX_LAYERS = 8192
-_MAX_WIDTH = 1 << 20
-_LAYER_ENTRIES = ("weight", "rows", "d_in", "d_out")
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """One adapted layer: a host weight (see `lora.Target`) or the rows (start, length) of a fused one."""
-
-    weight: str
-    rows: tuple[int, int] | None
-    d_in: int
-    d_out: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.weight, str) or not self.weight:
-            raise I2LError(f"an adapted layer needs the name of a weight, got {shown(self.weight)}")
-        for name in ("d_in", "d_out"):
-            check_int(f"{name} of {self.weight}", getattr(self, name), _MAX_WIDTH)
-        if self.rows is None:
-            return
-        pair = len(self.rows) == 2 and all(type(n) is int for n in self.rows)
-        if not pair or not 0 <= self.rows[0] < _MAX_WIDTH:
-            raise I2LError(f"rows of {self.weight} must be (start, length) or none, got {shown(self.rows)}")
-        if self.rows[1] != self.d_out:
-            raise I2LError(f"{self.weight}: {self.rows[1]} rows, but d_out is {self.d_out}")
-
-    @property
-    def target(self) -> Target:
-        return Target(self.weight, self.rows)
-
-
-@dataclass(frozen=True)
-class QueryConfig:
-    """Everything that fixes the shapes of a QueryPredictor. Raises I2LError when a size is out of bounds."""
-
-    hidden: int  # width of the transformer
-    blocks: int  # number of transformer blocks
-    heads: int  # attention heads; hidden / heads is the width of one
-    code: int  # compressed width c between a query state and a row (or column)
-    rank: int  # k: rows of each A, columns of each B
-    token_dim: int  # D: width of the vision encoder's tokens
-    layers: tuple[LayerSpec, ...]  # the L adapted layers; their order fixes the order of the stored heads
-    mlp_ratio: float = 4.0  # width of a block's MLP over `hidden`
-    alpha: float = 1.0  # initial value of every alpha_l
-
-    def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
-            check_int(f"predictor {name}", getattr(self, name), limit)
-        if self.hidden % self.heads:
-            raise I2LError(f"predictor hidden {self.hidden} is not a multiple of its {self.heads} heads")
-        for name, limit in (("mlp_ratio", 16.0), ("alpha", 1e4)):
-            check_number(f"predictor {name}", getattr(self, name), 0, limit)
-        if not 1 <= len(self.layers) <= _MAX_LAYERS:
-            raise I2LError(f"a predictor adapts 1 to {_MAX_LAYERS} layers, got {len(self.layers)}")
-        seen: dict[str, list[LayerSpec]] = {}
-        for layer in self.layers:
-            for other in seen.setdefault(layer.weight, []):
-                if _overlap(layer.rows, other.rows):
-                    raise I2LError(f"adapted layers overlap: {other.target} and {layer.target}")
-                if layer.d_in != other.d_in:
-                    raise I2LError(f"d_in differs inside one weight: {other.target} and {layer.target}")
-            seen[layer.weight].append(layer)
-
-    @property
-    def mlp(self) -> int:
-        return max(1, round(self.hidden * self.mlp_ratio))
-
-    @property
-    def n_queries(self) -> int:
-        return 2 * self.rank * len(self.layers)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Any) -> QueryConfig:
-        """The inverse of `to_json`. Raises I2LError naming an unknown, missing or wrong entry."""
-        data = check_entries("predictor", data, (field.name for field in fields(cls)))
-        if not isinstance(data["layers"], (list, tuple)):
-            raise I2LError(f"predictor layers must be a list, got {type(data['layers']).__name__}")
-        if len(data["layers"]) > _MAX_LAYERS:
-            raise I2LError(f"a predictor adapts 1 to {_MAX_LAYERS} layers, got {len(data['layers'])}")
-        layers = []
-        for i, entry in enumerate(data["layers"]):
-            entry = check_entries(f"predictor layers[{i}]", entry, _LAYER_ENTRIES)
-            rows = entry["rows"]
-            if rows is not None and not isinstance(rows, (list, tuple)):
-                raise I2LError(f"predictor layers[{i}] rows must be a pair or null, got {shown(rows)}")
-            layers.append(LayerSpec(**{**entry, "rows": None if rows is None else tuple(rows)}))
-        return cls(**{**data, "layers": tuple(layers)})
+from .config import QueryConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class BatchedLoRAs:
     """LoRAs for a batch of B styles, still in the form the heads made them: one tensor per group.
 
     `rows[i]`: (B, G, k, d) for `groups[i]`, the rows of A or the columns of B of its G layers.
@@ -171,10 +69,10 @@ class Prediction:
         return LoRA(layers, base_model=base_model, predictor=predictor, references=references)
 
 
-class QueryPredictor(nn.Module):
+class QueryNetwork(nn.Module):
     """Image tokens to LoRAs, many styles at once.
 
-    `ops` gives Linear, LayerNorm and RMSNorm: torch.nn, or a namespace of the host's that casts and
+    `operations` gives Linear, LayerNorm and RMSNorm: torch.nn, or a namespace of the host's that casts and
     offloads. Weights are initialised only with torch.nn and off the meta device; otherwise load a state dict.
     A fresh predictor is the identity: the columns of B are zero, the rows of A have about unit length.
     """
@@ -184,23 +82,23 @@ class QueryPredictor(nn.Module):
         config: QueryConfig,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        ops: ModuleType | Any = nn,
+        operations: ModuleType | Any = nn,
     ) -> None:
         super().__init__()
         self.config = config
-        kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.queries = nn.Parameter(torch.empty(config.n_queries, config.hidden, **kwargs))
-        self.token_norm = ops.LayerNorm(config.token_dim, **kwargs)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.queries = nn.Parameter(torch.empty(config.n_queries, config.hidden, **factory))
+        self.token_norm = operations.LayerNorm(config.token_dim, **factory)
         # the bias is the type embedding that tells image tokens from queries
-        self.token_in = ops.Linear(config.token_dim, config.hidden, **kwargs)
-        self.blocks = nn.ModuleList(Block(config, ops, kwargs) for _ in range(config.blocks))
-        self.out_norm = ops.LayerNorm(config.hidden, **kwargs)
+        self.token_in = operations.Linear(config.token_dim, config.hidden, **factory)
+        self.blocks = nn.ModuleList(Block(config, operations, factory) for _ in range(config.blocks))
+        self.out_norm = operations.LayerNorm(config.hidden, **factory)
         self.groups = _groups(config)
-        self.heads = nn.ModuleDict({g.name: Head(g, config, kwargs) for g in self.groups})
-        if ops is nn and not self.queries.is_meta:
+        self.heads = nn.ModuleDict({g.name: Head(g, config, factory) for g in self.groups})
+        if operations is nn and not self.queries.is_meta:
             self.reset_parameters()
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Prediction:
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> BatchedLoRAs:
         """Predict one LoRA per row of the batch.
 
         `tokens`: (B, T, D), the patch tokens of all references of a style, concatenated in any order.
@@ -222,7 +120,7 @@ class QueryPredictor(nn.Module):
             h = states[:, start : start + count].unflatten(1, (len(group.members), config.rank))
             rows.append(self.heads[group.name](h))
             start += count
-        return Prediction(config, self.groups, tuple(rows))
+        return BatchedLoRAs(config, self.groups, tuple(rows))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -249,19 +147,19 @@ class QueryPredictor(nn.Module):
 class Block(nn.Module):
     """A single-stream pre-norm transformer block: queries and image tokens share every weight."""
 
-    def __init__(self, config: QueryConfig, ops: ModuleType | Any, kwargs: dict[str, Any]) -> None:
+    def __init__(self, config: QueryConfig, operations: ModuleType | Any, factory: dict[str, Any]) -> None:
         super().__init__()
         self.n_heads = config.heads
         head_dim = config.hidden // config.heads
-        self.attention_norm = ops.LayerNorm(config.hidden, **kwargs)
-        self.query = ops.Linear(config.hidden, config.hidden, bias=False, **kwargs)
-        self.key_value = ops.Linear(config.hidden, 2 * config.hidden, bias=False, **kwargs)
-        self.query_norm = ops.RMSNorm(head_dim, eps=1e-6, **kwargs)
-        self.key_norm = ops.RMSNorm(head_dim, eps=1e-6, **kwargs)
-        self.attention_out = ops.Linear(config.hidden, config.hidden, **kwargs)
-        self.mlp_norm = ops.LayerNorm(config.hidden, **kwargs)
-        self.mlp_in = ops.Linear(config.hidden, config.mlp, **kwargs)
-        self.mlp_out = ops.Linear(config.mlp, config.hidden, **kwargs)
+        self.attention_norm = operations.LayerNorm(config.hidden, **factory)
+        self.query = operations.Linear(config.hidden, config.hidden, bias=False, **factory)
+        self.key_value = operations.Linear(config.hidden, 2 * config.hidden, bias=False, **factory)
+        self.query_norm = operations.RMSNorm(head_dim, eps=1e-6, **factory)
+        self.key_norm = operations.RMSNorm(head_dim, eps=1e-6, **factory)
+        self.attention_out = operations.Linear(config.hidden, config.hidden, **factory)
+        self.mlp_norm = operations.LayerNorm(config.hidden, **factory)
+        self.mlp_in = operations.Linear(config.hidden, config.mlp, **factory)
+        self.mlp_out = operations.Linear(config.mlp, config.hidden, **factory)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, keep: int | None = None) -> Tensor:
         """(B, S, hidden) -> (B, keep or S, hidden); with `keep` only the first states, still from all."""
@@ -284,12 +182,14 @@ class Head(nn.Module):
     A is predicted at unit scale and brought to rows of about unit length; B is scaled by a learned alpha.
     """
 
-    def __init__(self, group: Group, config: QueryConfig, kwargs: dict[str, Any]) -> None:
+    def __init__(self, group: Group, config: QueryConfig, factory: dict[str, Any]) -> None:
         super().__init__()
         size = len(group.members)
-        self.compress = nn.Parameter(torch.empty(size, config.hidden, config.code, **kwargs))  # C, transposed
-        self.expand = nn.Parameter(torch.empty(size, config.code, group.width, **kwargs))  # D, transposed
-        self.alpha = nn.Parameter(torch.empty(size, **kwargs)) if group.kind == "B" else None
+        self.compress = nn.Parameter(
+            torch.empty(size, config.hidden, config.code, **factory)
+        )  # C, transposed
+        self.expand = nn.Parameter(torch.empty(size, config.code, group.width, **factory))  # D, transposed
+        self.alpha = nn.Parameter(torch.empty(size, **factory)) if group.kind == "B" else None
         self.unit = 1 / math.sqrt(group.width)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -326,7 +226,3 @@ def _groups(config: QueryConfig) -> tuple[Group, ...]:
 def _cast(parameter: Tensor, like: Tensor) -> Tensor:
     """A raw parameter where and as the host wants to compute; itself when it is there already."""
     return parameter.to(device=like.device, dtype=like.dtype)
-
-
-def _overlap(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
-    return a is None or b is None or (a[0] < b[0] + b[1] and b[0] < a[0] + a[1])

@@ -36,7 +36,7 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True)
-class Kind:
+class V1Kind:
     """What all predictors for one class of base models have in common.
 
     `parts`: what the names of a run of blocks begin with in the file -> the blocks of the base model they are
@@ -48,7 +48,7 @@ class Kind:
     groups: tuple[tuple[str, ...], ...]
 
 
-Z_IMAGE = Kind(
+Z_IMAGE = V1Kind(
     LUMINA2,
     parts=(
         ("layers_lora.", "layers"),
@@ -61,7 +61,7 @@ Z_IMAGE = Kind(
     ),
 )
 
-QWEN = Kind(
+QWEN = V1Kind(
     QWEN_IMAGE,
     parts=(("", "transformer_blocks"),),
     groups=(
@@ -107,7 +107,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class Head:
+class V1Head:
     """The network for one matrix of one adapted layer: token_dim -> code -> rank x width, no bias.
 
     `prefix`: of its tensors in the file; `block`: number of its block in the file, all parts counted through.
@@ -121,7 +121,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Block:
+class V1Block:
     """One block of a file: the adapted layers of one block of the base model that belong to one group."""
 
     prefix: str  # of its tensors in the file
@@ -132,7 +132,7 @@ class Block:
 class V1Config:
     """Everything that fixes the tensors of a version 1 predictor, and for what they are."""
 
-    kind: Kind
+    kind: V1Kind
     base_model: BaseModel
     token_dim: int  # D: width of a picture's embedding
     code: int  # c: width it is compressed to, for each matrix on its own
@@ -150,7 +150,7 @@ class V1Config:
         return _TITLES.get((self.base_model.id, length), f"i2L version 1 for {self.base_model.title}")
 
     @cached_property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[V1Block, ...]:
         """In the order of the file."""
         return tuple(_blocks(self.kind, self.base_model))
 
@@ -163,14 +163,14 @@ class V1Config:
         return tuple(known[name] for block in self.blocks for name in block.layers)
 
     @cached_property
-    def heads(self) -> tuple[Head, ...]:
+    def heads(self) -> tuple[V1Head, ...]:
         """Both matrices of every adapted layer, those of equal shape one after the other."""
         places = [(b, j) for b, block in enumerate(self.blocks) for j in range(len(block.layers))]
         heads = []
         for i, ((b, j), layer) in enumerate(zip(places, self.adapted_layers, strict=True)):
             prefix = f"{self.blocks[b].prefix}layers.{j}"
-            heads.append(Head("A", i, layer.d_in, b, f"{prefix}.proj_a"))
-            heads.append(Head("B", i, layer.d_out, b, f"{prefix}.proj_b"))
+            heads.append(V1Head("A", i, layer.d_in, b, f"{prefix}.proj_a"))
+            heads.append(V1Head("B", i, layer.d_out, b, f"{prefix}.proj_b"))
         return tuple(sorted(heads, key=lambda head: head.width))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -187,7 +187,7 @@ class V1Config:
         return shapes
 
 
-def kind_of(names: Iterable[str]) -> Kind | None:
+def kind_of(names: Iterable[str]) -> V1Kind | None:
     """The kind of a version 1 predictor with tensors of these names, or None when it is something else."""
     modules = {found[1] for found in map(_NAME.fullmatch, names) if found}
     return next((kind for kind in KINDS if any(module in modules for module, _ in kind.parts)), None)
@@ -236,7 +236,7 @@ def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
     return rows, columns
 
 
-def _blocks(kind: Kind, base_model: BaseModel) -> Iterator[Block]:
+def _blocks(kind: V1Kind, base_model: BaseModel) -> Iterator[V1Block]:
     known = {layer.name for layer in kind.architecture.adapted_layers(base_model.weights())}
     for module, stack in kind.parts:
         count = 0
@@ -245,4 +245,4 @@ def _blocks(kind: Kind, base_model: BaseModel) -> Iterator[Block]:
         for g, group in enumerate(kind.groups):
             for i in range(count):
                 layers = tuple(f"{stack}.{i}.{layer}" for layer in group)
-                yield Block(f"{module}blocks.{g * count + i}.", layers)
+                yield V1Block(f"{module}blocks.{g * count + i}.", layers)

@@ -39,11 +39,16 @@ class LoadedV1:
     """A predictor of version 1 and the name of its file, without the extension."""
 
     config: V1Config
-    predictor: V1Predictor
+    predictor: V1Network
     name: str
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """of the file"""
+        return next(self.predictor.parameters()).dtype
 
-class V1Predictor(nn.Module):
+
+class V1Network(nn.Module):
     """Embeddings of pictures -> the LoRA of their style. Weights come from a state dict or `load_v1`."""
 
     def __init__(
@@ -159,7 +164,7 @@ def load_v1(path: str | Path) -> LoadedV1:
     path = Path(path)
     with open_safetensors(path) as file:
         config, dtype = _header(file)
-        predictor = V1Predictor(config, dtype=dtype)
+        predictor = V1Network(config, dtype=dtype)
         for name, place in predictor.tensors().items():
             tensor = file.get_tensor(name)
             check_finite(name, tensor)

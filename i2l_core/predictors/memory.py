@@ -1,16 +1,13 @@
-"""How modules of ours come under ComfyUI's memory management, and how much room they ask for."""
+"""How much room predictions ask for beside the weights, in bytes."""
 
 from __future__ import annotations
 
-import comfy.model_management
-import comfy.model_patcher
 import torch
-from torch import nn
 
-from ..encoders import SQUARE, EncoderConfig, PooledConfig
-from ..predictors.query.network import QueryConfig
-from ..predictors.v1.kinds import V1Config
-from ..predictors.v1.network import PIECE_BYTES
+from ..encoders import SQUARE, EncoderConfig
+from .query.config import QueryConfig
+from .v1.kinds import V1Config
+from .v1.network import PIECE_BYTES
 
 
 def encoder_memory(config: EncoderConfig, pixels: int, dtype: torch.dtype) -> int:
@@ -29,23 +26,7 @@ def predictor_memory(config: QueryConfig, tokens: int, dtype: torch.dtype) -> in
     return (states + tokens * config.token_dim + 3 * lora) * dtype.itemsize
 
 
-def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
-    """Bytes that one picture takes in an encoder beside the weights, one of which is cast at a time."""
-    states = config.tokens * (12 * config.width + 3 * config.mlp)
-    return (states + 2 * config.width * config.mlp) * dtype.itemsize
-
-
 def v1_memory(config: V1Config, pictures: int, dtype: torch.dtype) -> int:
     """Bytes that predicting takes: the LoRA while it is put together, and a piece of the weights in two types."""
     lora = pictures * config.rank * sum(layer.d_in + layer.d_out for layer in config.adapted_layers)
     return 3 * lora * dtype.itemsize + 2 * PIECE_BYTES
-
-
-def as_patcher(module: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A module as the host's memory management takes it: it decides when the module is on the GPU."""
-    # looked up now: ComfyUI chooses the class of patcher when it starts
-    return comfy.model_patcher.CoreModelPatcher(
-        module,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )

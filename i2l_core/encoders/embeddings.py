@@ -1,4 +1,4 @@
-"""What encoders saw in pictures, kept while the server runs: no picture is looked at twice."""
+"""What encoders saw in pictures, kept: no picture is looked at twice."""
 
 from __future__ import annotations
 

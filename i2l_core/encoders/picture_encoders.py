@@ -1,0 +1,102 @@
+"""The encoders of version 1 at work: on the device only while they look at pictures.
+
+One is put away before the next is needed, so together they take no more than the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import I2LError
+from ..references import Reference
+from .casting import FLOAT8
+from .files import EncoderFile
+from .v1 import DINOV3, PooledConfig, load_pooled
+
+if TYPE_CHECKING:
+    from ..predictors.base import Runtime
+
+HEADROOM = 1.2  # memory of a device over the weights that are to fit on it
+
+Look = Callable[[Reference], Tensor]  # at the whole picture, without its mask; the result is on the CPU
+
+
+class PictureEncoder(Protocol):
+    """`id`: differs wherever results may differ. `ready()`: what looks at pictures, for as long as it is open."""
+
+    @property
+    def id(self) -> str: ...
+
+    def ready(self) -> AbstractContextManager[Look]: ...
+
+
+@dataclass(eq=False)
+class FileEncoder:
+    """An encoder file, read when it is first needed. A picture gives (width,) in `dtype`."""
+
+    file: EncoderFile
+    runtime: Runtime
+    dtype: torch.dtype  # what it computes in
+    stored: torch.dtype  # what the weights of its Linears are kept in
+    held: Any = field(default=None, init=False)  # the runtime's handle, while it is in memory
+    _encoder: Any = field(default=None, init=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.file.id} {self.dtype} {self.stored}"
+
+    @contextmanager
+    def ready(self) -> Iterator[Look]:
+        runtime = self.runtime
+        if self.held is None:
+            self._encoder = load_pooled(self.file.path, self.dtype, runtime.operations, self.stored)
+            self.held = runtime.hold(self._encoder)
+        encoder = self._encoder
+
+        def look(picture: Reference) -> Tensor:
+            runtime.check_cancelled()
+            pixels = encoder.preprocess(picture.pixels)[None].to(runtime.device)
+            return finite(encoder(pixels)[0], self.file.path.name)
+
+        try:
+            runtime.load(self.held, pooled_memory(self.file.config, self.dtype))
+            yield look
+        finally:
+            if not runtime.put_away(self.held):
+                self.held = self._encoder = None
+
+
+def file_encoder(
+    file: EncoderFile, runtime: Runtime, stored: torch.dtype, float8: bool | None = None
+) -> FileEncoder:
+    """`stored`: the dtype that the predictor's file has. `float8`: keep DINOv3 in 8 bits; None: where the device is
+    too small for it in 16.
+
+    The size of the device decides, not what is free at the moment: the same pictures give the same LoRA.
+    """
+    dtype = runtime.dtype(stored)
+    if float8 is None:
+        float8 = runtime.total_memory() < HEADROOM * file.config.weights * torch.bfloat16.itemsize
+    if not runtime.casts:
+        return FileEncoder(file, runtime, dtype, dtype)
+    small = float8 and file.config.kind == DINOV3
+    return FileEncoder(file, runtime, dtype, FLOAT8 if small else torch.bfloat16)
+
+
+def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
+    """Bytes that one picture takes in an encoder beside the weights, one of which is cast at a time."""
+    states = config.tokens * (12 * config.width + 3 * config.mlp)
+    return (states + 2 * config.width * config.mlp) * dtype.itemsize
+
+
+def finite(seen: Tensor, name: str) -> Tensor:
+    """What an encoder of this name gave, on the CPU. Raises I2LError when it is not finite."""
+    if not torch.isfinite(seen).all():
+        raise I2LError(f"{name} gave NaN or infinite values for a reference; the file may be damaged")
+    return seen.cpu()
