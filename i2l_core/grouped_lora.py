@@ -38,16 +38,17 @@ class GroupedLoRA:
     def add_to(self, out: Tensor, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """`out` plus the products, in place where no gradient is recorded.
 
-        `x`: (rows, ..., d_in), `out`: (rows, ..., d_out), contiguous, rows a multiple of G.
+        `x`: (rows, ..., d_in), `out`: (rows, ..., d_out), rows a multiple of G. They may differ in dtype.
         `gate`: (G, rows / G * tokens, K), or (G, 1, K) for all tokens alike, or None.
         """
         groups, d_in, _ = self.down.shape
         if x.shape[0] % groups:
             raise I2LError(f"{x.shape[0]} batch rows cannot be split into {groups} equal groups")
+        out = out.contiguous()
         flat_x, flat_out = x.reshape(groups, -1, d_in), out.view(groups, -1, out.shape[-1])
-        down, up = self.down.to(x.dtype), self.up.to(x.dtype)  # no copy when it is the same
+        down, up = self.down.to(x.dtype), self.up.to(out.dtype)  # no copy when it is the same
         if groups == 1 and gate is None:
-            hidden = flat_x[0] @ down[0]
+            hidden = (flat_x[0] @ down[0]).to(out.dtype)
             if out.requires_grad or hidden.requires_grad:
                 return torch.addmm(flat_out[0], hidden, up[0]).view_as(out)
             flat_out[0].addmm_(hidden, up[0])
@@ -55,6 +56,7 @@ class GroupedLoRA:
         hidden = torch.bmm(flat_x, down)
         if gate is not None:
             hidden = hidden * gate
+        hidden = hidden.to(out.dtype)
         if out.requires_grad or hidden.requires_grad:
             return torch.baddbmm(flat_out, hidden, up).view_as(out)
         flat_out.baddbmm_(hidden, up)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_host_live import LATENTS, Case, cfg_guider
-from tiny_models import build, close, lora_for
+from samplings import Case, cfg_guider
+from tiny_models import LATENTS, build, close, lora_for
 
 from i2l.i2l_core.schedule import Curve, Schedule
 
@@ -110,9 +110,8 @@ def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
 def test_percents_are_the_inverse_of_the_hosts_sigmas(name: str):
     from i2l.i2l_core.host.live.run import SigmaToPercent
 
-    model = build(name)
-    percents = SigmaToPercent(model)
-    sampling: Any = model.get_model_object("model_sampling")
+    sampling: Any = build(name).get_model_object("model_sampling")
+    percents = SigmaToPercent(sampling)
     for percent in (0.0, 0.001, 0.1234, 0.5, 0.9, 0.999, 1.0):
         assert percents.at(float(sampling.percent_to_sigma(percent))) == pytest.approx(percent, abs=2e-3)
     assert percents.at(1e9) == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_host_live import merged
+from samplings import merged
 from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for
 
 from i2l.i2l_core.errors import I2LError

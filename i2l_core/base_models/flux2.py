@@ -87,7 +87,9 @@ FLUX2 = Architecture(
     two_streams=("double_blocks", "transformer_blocks"),
     network="Flux",
     text_only=("txt_",),
+    text_first=("single_blocks.",),
     references="ref_latents",
+    doubled_batch=("time_in.",),  # reference method index_timestep_zero
 )
 
 _CODE = "https://github.com/black-forest-labs/flux2"

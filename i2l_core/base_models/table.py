@@ -84,6 +84,8 @@ class Architecture:
     Its forward in the host:
     `network`: name of the host's class.
     `text_only`: parts of names of layers that see no image token.
+    `text_first`: starts of names of layers that see text and then the picture. Where given, the picture is found by
+    counting from the text, which is as long as the forward's context.
     `references`: argument of the network that brings reference pictures; their tokens come after the picture's.
     `doubled_batch`: parts of names of layers that, beside reference pictures, run on a doubled batch: all rows at t,
     then the same rows at t = 0.
@@ -101,6 +103,7 @@ class Architecture:
     two_streams: tuple[str, ...] = ()
     network: str = ""
     text_only: tuple[str, ...] = ()
+    text_first: tuple[str, ...] = ()
     references: str = ""
     doubled_batch: tuple[str, ...] = ()
     shared_rows: tuple[str, ...] = ()

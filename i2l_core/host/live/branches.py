@@ -1,10 +1,10 @@
 """Which rows of a batched forward are positive and which negative.
 
-The host numbers the chunks of a batch by position in a list of lists of conds, and that position has no fixed
+ComfyUI numbers the chunks of a batch by position in a list of lists of conds, and that position has no fixed
 meaning (Dual CFG puts the negative ones first). What does have one is the name under which a guider keeps a
-conditioning. Its uuid goes into the forward with each chunk; but where a prompt is for an area, the host gives the
-other side a copy for the same area that carries the uuid of this one. So a list is what its first entry is, and
-a chunk is what its list is.
+conditioning. Its uuid goes into the forward with each chunk; but where a prompt is for an area, ComfyUI gives the
+other side a copy for the same area that carries the uuid of this one. So a cond list takes the branch of its first
+entry, and a chunk takes the branch of its list.
 """
 
 from __future__ import annotations
@@ -50,28 +50,38 @@ def read_conds(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> ChunkOfUuid:
 def branches_of(
     conds: Sequence[Sequence[Mapping[str, Any]] | None], chunk_of: ChunkOfUuid
 ) -> tuple[Branch | None, ...]:
-    """The branch of each list that the host is about to run; None where no guider named its conds."""
+    """The branch of each cond list of a batch; None for a list that is neither the guider's nor plain CFG's."""
     first = (next((chunk_of.get(entry.get("uuid")) for entry in entries or ()), None) for entries in conds)
-    return tuple(chunk.branch if chunk else None for chunk in first)
+    branches = tuple(chunk.branch if chunk else None for chunk in first)
+    if not any(branches) and len(branches) == 2:
+        return Branch.POSITIVE, Branch.NEGATIVE  # the order of `comfy.samplers.sampling_function`
+    return branches
 
 
 def chunks_of(
     transformer_options: Mapping[str, Any],
     chunk_of: ChunkOfUuid,
-    branches: Sequence[Branch | None],
-) -> tuple[Chunk, ...]:
-    """The chunks of one forward, in order. `branches`: of the lists that their positions count.
+    branches: Sequence[Branch | None] | None,
+) -> tuple[Chunk | None, ...]:
+    """The chunks of one forward, in order; None for one whose branch nobody named.
 
-    Without a guider that told of them the first list is taken for the positive one, as in plain CFG.
+    `branches`: of the lists that the positions count; None outside of a cond batch. A sampler that calls the model
+    itself, without a guider, is taken for plain CFG: the first list is the positive one.
     """
-    positions = transformer_options.get("cond_or_uncond") or [0]
+    positions = transformer_options.get("cond_or_uncond")
+    if positions is None:
+        return (None,)
     uuids = transformer_options.get("uuids") or [None] * len(positions)
-    chunks = []
+    if branches is None and not chunk_of:
+        branches = Branch.POSITIVE, Branch.NEGATIVE
+    chunks: list[Chunk | None] = []
     for position, uuid in zip(positions, uuids, strict=True):
-        told = branches[position] if position < len(branches) else None
-        branch = told or (Branch.NEGATIVE if position else Branch.POSITIVE)
+        branch = branches[position] if branches and position < len(branches) else None
         own = chunk_of.get(uuid)
-        chunks.append(own if own and own.branch is branch else Chunk(branch))
+        if branch is None or (own and own.branch is branch):
+            chunks.append(own)
+        else:
+            chunks.append(Chunk(branch))
     return tuple(chunks)
 
 

@@ -3,33 +3,41 @@
     y[r, t] = W x[r, t] + sum_j s_j(row r, token t, sigma) * B_j (A_j x[r, t])
 
 `attach` keeps all live LoRAs of a MODEL in one place, so any number of nodes costs one hook per Linear. The hooks
-stand only while a sampler runs, and act only inside the forwards of the patcher that they were attached to. The
-weights are never written, so quantised, offloaded and otherwise patched weights are served alike, and there is
-nothing to restore.
+stand only while a sampler runs, and act only inside forwards of the MODEL that they were attached to. The weights
+are never written, so quantised, offloaded and otherwise patched weights are served alike, and there is nothing to
+restore.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.sampler_helpers
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor
 
 from ...base_models import ARCHITECTURES
+from ...errors import I2LError
 from ..patch import fitting, weights_of
-from .branches import read_conds
+from .branches import Branch, read_conds
 from .image_tokens import check_maskable
 from .loras import LiveLoRA, LiveSet, check_mask_fits
-from .run import SamplingRun, is_compiled
+from .run import CondBatch, SamplingRun, is_compiled, layers_of, network_of
 
 _KEY = "i2l_live"
+# of BaseModel.apply_model, after x
+_ARGUMENTS = ("t", "c_concat", "c_crossattn", "control", "transformer_options")
+_WRAPPER = "model_function_wrapper"  # the one slot for a function around ComfyUI's call of a model
+
+Conds = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
@@ -46,13 +54,22 @@ def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
     for kind, wrapper in engine.wrappers():
         clone.remove_wrappers_with_key(kind, _KEY)
         clone.add_wrapper_with_key(kind, _KEY, wrapper)
-    clone.set_attachments(_KEY, engine.live.loras)
+    for moment, callback in engine.callbacks():
+        clone.remove_callbacks_with_key(moment, _KEY)
+        clone.add_callback_with_key(moment, _KEY, callback)
+    clone.set_attachments(_KEY, engine)
+    engine.adopt(clone)
     return clone
 
 
 def attached(model: ModelPatcher) -> tuple[LiveLoRA, ...]:
     """The live LoRAs of a MODEL, in the order in which they were attached."""
-    return model.get_attachment(_KEY) or ()
+    engine = _engine_of(model)
+    return engine.live.loras if engine else ()
+
+
+def _engine_of(model: ModelPatcher) -> LiveEngine | None:
+    return model.get_attachment(_KEY)
 
 
 def _fitted(live: LiveLoRA, model: ModelPatcher) -> LiveLoRA:
@@ -63,11 +80,17 @@ def _fitted(live: LiveLoRA, model: ModelPatcher) -> LiveLoRA:
 
 
 class LiveEngine:
-    """All live LoRAs of one patcher. What belongs to one sampling is in its `SamplingRun`."""
+    """All live LoRAs of one MODEL and of its clones. What belongs to one sampling is in its `SamplingRun`."""
 
     def __init__(self, live: LiveSet) -> None:
         self.live = live
-        self._run: SamplingRun | None = None
+        self.run: SamplingRun | None = None
+        self._models: weakref.WeakSet[BaseModel] = weakref.WeakSet()  # of the patchers that carry this engine
+        self._prepared: tuple[Conds, Sequence[int]] = (
+            {},
+            (1, 1, 1, 1),
+        )  # a guest's conditionings and latent shape
+        self._guest: contextlib.ExitStack | None = None
         self._told_of_compile = False
 
     def wrappers(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
@@ -78,41 +101,120 @@ class LiveEngine:
             (WrappersMP.APPLY_MODEL, self._forward),
         )
 
+    def callbacks(self) -> tuple[tuple[str, Callable[..., Any]], ...]:
+        return (
+            (CallbacksMP.ON_CLONE, lambda _, clone: self.adopt(clone)),
+            (CallbacksMP.ON_PRE_RUN, self._pre_run),
+            (CallbacksMP.ON_CLEANUP, self._cleanup),
+        )
+
+    def adopt(self, patcher: ModelPatcher) -> None:
+        """Act in the forwards of this patcher's model, which is another one on another device."""
+        self._models.add(patcher.model)
+        _refuse_reading_weights(patcher)
+
     def _sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         guider = executor.class_obj
+        patcher: ModelPatcher = guider.model_patcher
         for live in self.live.loras:
-            check_mask_fits(live.mask, noise)
-        if is_compiled(guider.model_patcher) and not self._told_of_compile:
+            check_mask_fits(live.mask, noise.shape)
+        if is_compiled(patcher) and not self._told_of_compile:
             self._told_of_compile = True
             logging.warning(
                 "i2L: this model runs uncompiled while live LoRAs act on it; merged ones do compile"
             )
-        outer, self._run = (
-            self._run,
-            SamplingRun(self.live, read_conds(guider.conds), guider.model_patcher, noise),
-        )
-        try:
+        live, engines = self._with_negative_clone(guider)
+        with contextlib.ExitStack() as scope:
+            run = scope.enter_context(self._begin(live, read_conds(guider.conds), patcher, noise.shape))
+            for engine in engines:
+                engine.run, outer = run, engine.run
+                scope.callback(setattr, engine, "run", outer)
             return executor(noise, *args, **kwargs)
+
+    def _with_negative_clone(self, guider: Any) -> tuple[LiveSet, list[LiveEngine]]:
+        """The live LoRAs of a sampling, and the engines beside this one that take part.
+
+        Core's Dual Model guider runs its negative side on a model of its own. Where that is a clone of this one, one
+        network serves both, and only the branch tells whose forward it is.
+        """
+        other = getattr(guider, "uncond_model_patcher", None)
+        if not isinstance(other, ModelPatcher) or other.model not in self._models:
+            return self.live, []
+        engine = _engine_of(other)
+        if engine is self:
+            return self.live, []
+        sides = ((self.live, Branch.POSITIVE), (engine.live if engine else LiveSet((), ()), Branch.NEGATIVE))
+        kept = [
+            (replace(live, branch=branch), layers)
+            for part, branch in sides
+            for live, layers in zip(part.loras, part.layers, strict=True)
+            if live.branch in (None, branch)
+        ]
+        together = LiveSet(tuple(live for live, _ in kept), tuple(layers for _, layers in kept))
+        return together, [engine] if engine else []
+
+    @contextlib.contextmanager
+    def _begin(self, live: LiveSet, chunk_of: Any, patcher: ModelPatcher, latent: Sequence[int]):
+        """Within it there is a run, and forwards that bypass our wrappers are found at the network itself."""
+        model = patcher.model
+        layers = layers_of(network_of(model), live)
+        run = SamplingRun(live, chunk_of, patcher.get_model_object("model_sampling"), latent, layers)
+        outer, self.run = self.run, run
+        watch = _Watch(model, run)
+        try:
+            yield run
         finally:
-            self._run.close()
-            self._run = outer
+            watch.remove()
+            run.close()
+            self.run = outer
 
     def _prepare(self, executor: Any, model: ModelPatcher, shape: Any, conds: Any, *args: Any, **kwargs: Any):
+        if self.run is None:  # as a guest of another model's sampling, or of a sampler without a guider
+            self._prepared = (conds if isinstance(conds, Mapping) else {}), tuple(shape)
         prepared = executor(model, shape, conds, *args, **kwargs)
-        # the host made room without knowing of the LoRAs; make more, but not at the cost of what this run uses
+        # ComfyUI made room without knowing of the LoRAs; make more, but not at the cost of what this run uses
         used = [model, *prepared[2]]
         keep = [loaded for loaded in comfy.model_management.current_loaded_models if loaded.model in used]
         needed, _ = comfy.sampler_helpers.estimate_memory(model, shape, conds)
         comfy.model_management.free_memory(needed + self.live.nbytes, model.load_device, keep_loaded=keep)
         return prepared
 
-    def _conds(self, executor: Any, model: BaseModel, conds: list[Any], *args: Any, **kwargs: Any):
-        if self._run is not None:
-            self._run.begin_cond_batch(conds)
-        if not self._must_split(conds):
-            return executor(model, conds, *args, **kwargs)
-        alone = ([cond if i == k else None for i, cond in enumerate(conds)] for k in range(len(conds)))
-        return [executor(model, part, *args, **kwargs)[k] for k, part in enumerate(alone)]
+    def _pre_run(self, patcher: ModelPatcher) -> None:
+        """Core's Dual Model guider runs its negative model in the positive one's sampling, without our wrappers."""
+        if self.run is not None:
+            return
+        self._cleanup(patcher)
+        conds, shape = self._prepared
+        if len(shape) >= 4:
+            for live in self.live.loras:
+                check_mask_fits(live.mask, shape)
+        self._guest = contextlib.ExitStack()
+        self._guest.enter_context(self._begin(self.live, read_conds(conds), patcher, shape))
+
+    def _cleanup(self, patcher: ModelPatcher) -> None:
+        if self._guest is not None:
+            guest, self._guest = self._guest, None
+            guest.close()
+
+    def _conds(
+        self,
+        executor: Any,
+        model: BaseModel,
+        conds: list[Any],
+        x: Tensor,
+        timestep: Tensor,
+        options: dict[str, Any],
+    ):
+        run = self.run
+        if run is None or model not in self._models:
+            return executor(model, conds, x, timestep, options)
+        with run.cond_batch(conds, x) as batch:
+            if run.differs_by_row and _WRAPPER in options:
+                options = {**options, _WRAPPER: _recorded(options[_WRAPPER], batch)}
+            if not self._must_split(conds):
+                return executor(model, conds, x, timestep, options)
+            alone = ([cond if i == k else None for i, cond in enumerate(conds)] for k in range(len(conds)))
+            return [executor(model, part, x, timestep, options)[k] for k, part in enumerate(alone)]
 
     def _must_split(self, conds: list[Any]) -> bool:
         """HiDream-O1 sees reference pictures once for all rows; a LoRA on its vision layers needs rows apart."""
@@ -123,11 +225,91 @@ class LiveEngine:
 
     def _forward(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         model: BaseModel = executor.class_obj
-        # (x, t, c_concat, c_crossattn, control, transformer_options)
-        options = args[4] if len(args) > 4 else kwargs.get("transformer_options", {})
-        run = self._run or SamplingRun(self.live, {}, None, x)
+        if model not in self._models:  # another model with our options: each acts on its own
+            return executor(x, *args, **kwargs)
+        arguments = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        run = self.run or SamplingRun(self.live, {}, model.model_sampling, x.shape)
         try:
-            return run.forward(model, options, x, kwargs, lambda: executor(x, *args, **kwargs))
+            options = arguments.get("transformer_options", {})
+            return run.forward(model, options, x, arguments, lambda: executor(x, *args, **kwargs))
         finally:
-            if run is not self._run:  # called outside of a sampler
+            if run is not self.run:  # called by a sampler without a guider
                 run.close()
+
+
+class _Watch:
+    """Finds forwards of a network that reach it without our wrappers: a guest's, and those of nodes that call it."""
+
+    def __init__(self, model: BaseModel, run: SamplingRun) -> None:
+        self._model, self._run = weakref.ref(model), run
+        self._scopes: list[contextlib.ExitStack] = []
+        network = network_of(model)
+        self._handles = [network.register_forward_pre_hook(self._enter, with_kwargs=True)]
+        self._handles.append(network.register_forward_hook(self._leave, always_call=True))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model, scope = self._model(), contextlib.ExitStack()
+        self._scopes.append(scope)
+        options = kwargs.get("transformer_options", {})
+        if model is None or self._run.is_inside(network) or not self._is_ours(model, options):
+            return
+        hooks = scope.enter_context(
+            self._run.acting(model, options, args[0] if args else kwargs["x"], kwargs)
+        )
+        scope.callback(hooks.refuse_passed_by)
+
+    def _leave(self, network: Any, args: Any, out: Any) -> None:
+        if self._scopes:
+            self._scopes.pop().close()
+
+    def _is_ours(self, model: BaseModel, options: Mapping[str, Any]) -> bool:
+        """Not where the sampling of a clone is under way and the forward is of its own conditionings."""
+        patcher = model.current_patcher
+        engine = _engine_of(patcher) if patcher is not None else None
+        if engine is not None and engine.run is self._run:
+            return True
+        return any(uuid in self._run.chunk_of for uuid in options.get("uuids") or ())
+
+
+def _recorded(wrapper: Callable[..., Any], batch: CondBatch) -> Callable[..., Any]:
+    """A node's function around the model, which sees what it always does; the tensors that go into it are kept."""
+
+    def call(apply_model: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        batch.reference.tensors = {
+            name: value
+            for name, value in arguments["c"].items()
+            if isinstance(value, Tensor) and value.ndim in (2, 3)  # text, not pictures
+        }
+        try:
+            return wrapper(apply_model, arguments)
+        finally:
+            batch.reference.tensors = None
+
+    return call
+
+
+def _refuse_reading_weights(patcher: ModelPatcher) -> None:
+    """Have a patcher refuse to give its weights away to be saved or merged, since live LoRAs are not in them.
+
+    ComfyUI offers no callback there, so the two methods are replaced on this patcher alone; clones are `adopt`ed.
+    """
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise I2LError(
+            "live LoRAs are not in the weights of this MODEL, so they cannot be saved or merged with it: use Apply "
+            "Predicted LoRA in mode merged for that (Asymmetric CFG and Style Region act only while a sampler runs)"
+        )
+
+    read = patcher.get_key_patches
+
+    def get_key_patches(filter_prefix: str | None = None) -> Any:
+        return (
+            refuse() if filter_prefix is not None else read()
+        )  # without a prefix: for hooks, while sampling
+
+    patcher.state_dict_for_saving = refuse  # type: ignore[method-assign]
+    patcher.get_key_patches = get_key_patches  # type: ignore[method-assign]

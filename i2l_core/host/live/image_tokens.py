@@ -2,14 +2,15 @@
 
 The networks put their tokens alike: text first, then the picture row by row (filled up to a multiple where the
 network wants one), then reference pictures. So the picture is found by counting from the end. Qwen-Image keeps text
-in layers of its own, and Z-Image Omni puts references among the text.
+in layers of its own, and Z-Image Omni puts references among the text. FLUX is counted from its text, because
+core's Flux KV Cache drops the references' tokens from the second step on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +37,14 @@ class ImageTokens:
     height: int  # in tokens
     width: int
     tail: int  # tokens from its first one to the end of a sequence that also has text and references
+    references: int  # tokens of reference pictures behind it
+    text: int | None  # tokens of text before it in layers that see both; None where it is found from the end
     text_only: tuple[str, ...]
+    text_first: tuple[str, ...]
 
     @classmethod
     def read(cls, network: nn.Module, x: Tensor, arguments: Mapping[str, Any]) -> ImageTokens:
-        """`x`: the latent (rows, C, H, W) or (rows, C, frames, H, W); `arguments`: what else goes into `network`."""
+        """`x`: the latent (rows, C, H, W) or (rows, C, frames, H, W); `arguments`: those of `BaseModel.apply_model`."""
         architecture = architecture_of_network(network)
         assert architecture is not None  # check_maskable
         patch = int(network.patch_size)  # type: ignore[arg-type]
@@ -48,12 +52,25 @@ class ImageTokens:
         height, width = (-(-side // patch) for side in x.shape[-2:])
         multiple = getattr(network, "pad_tokens_multiple", None) or 1
         tail = -(-frames * height * width // multiple) * multiple
-        tail += _reference_tokens(arguments.get(architecture.references), patch)
-        return cls(frames, height, width, tail, architecture.text_only)
+        references = _reference_tokens(arguments.get(architecture.references), patch)
+        context = arguments.get("c_crossattn", arguments.get("context"))
+        text = context.shape[1] if architecture.text_first and torch.is_tensor(context) else None
+        return cls(
+            frames,
+            height,
+            width,
+            tail + references,
+            references,
+            text,
+            architecture.text_only,
+            architecture.text_first,
+        )
 
-    def is_text(self, name: str) -> bool:
-        """Whether layer `name` sees no image token."""
-        return any(part in name for part in self.text_only)
+    def kind(self, name: str) -> Literal["text", "both", "picture"]:
+        """Which tokens layer `name` sees; "picture" also where it is not known that it sees text before them."""
+        if any(part in name for part in self.text_only):
+            return "text"
+        return "both" if name.startswith(self.text_first) else "picture"
 
     def shared(self, mask: Tensor) -> Tensor:
         """(N, 1): the weight of what the whole picture shares. bench/fusion.py compares it with other choices."""
@@ -65,17 +82,29 @@ class ImageTokens:
         An image token gets the mean of the mask over its patch. What the whole picture shares (text tokens,
         and modulation, which has no tokens) gets the mean of the whole mask, so a mask of ones changes nothing.
         """
-        share = self.shared(mask)
+        mean = self.shared(mask)
         if tokens is None:
-            return share
-        weights = share.repeat(1, tokens)
-        sees_picture = tokens >= self.frames * self.height * self.width  # modulation may come as one token
-        if sees_picture and not self.is_text(name):
+            return mean
+        weights = mean.repeat(1, tokens)
+        count = self.frames * self.height * self.width
+        if tokens >= count and self.kind(name) != "text":  # modulation may come as one token
             patches = F.interpolate(mask[:, None], (self.height, self.width), mode="area").flatten(1)
-            patches = patches.repeat(1, self.frames)
-            start = max(0, tokens - self.tail)
-            weights[:, start : start + patches.shape[1]] = patches
+            start = self._start(name, tokens, count)
+            weights[:, start : start + count] = patches.repeat(1, self.frames)
         return weights
+
+    def _start(self, name: str, tokens: int, count: int) -> int:
+        """Number of the picture's first token in a sequence of `tokens`, of which `count` are the picture."""
+        if self.text is None:
+            return max(0, tokens - self.tail)
+        start = self.text if self.kind(name) == "both" else 0
+        if tokens not in (start + count, start + count + self.references):
+            raise I2LError(
+                f"{name} runs on {tokens} tokens, expected {start} of text, {count} of the picture and "
+                f"{self.references} of references: a node adds or removes tokens, so a mask on the LoRA has no place "
+                "there; take that node out, or leave the mask away"
+            )
+        return start
 
 
 def _reference_tokens(references: Any, patch: int) -> int:

@@ -54,19 +54,19 @@ def check_mask(mask: Tensor) -> None:
     check_range("the mask", mask)
 
 
-def check_mask_fits(mask: Tensor | None, noise: Tensor) -> None:
-    """Raise I2LError when a mask cannot be for a batch of latents like `noise`, (N, C, H, W)."""
+def check_mask_fits(mask: Tensor | None, latent: Sequence[int]) -> None:
+    """Raise I2LError when a mask cannot be for a batch of latents of shape `latent`, (N, C, ..., H, W)."""
     if mask is None:
         return
-    if mask.shape[0] not in (1, noise.shape[0]):
+    if mask.shape[0] not in (1, latent[0]):
         raise I2LError(
-            f"the mask has {mask.shape[0]} pictures, the batch {noise.shape[0]}; give one mask, or one for each"
+            f"the mask has {mask.shape[0]} pictures, the batch {latent[0]}; give one mask, or one for each"
         )
-    mask_ratio, ratio = mask.shape[-1] / mask.shape[-2], noise.shape[-1] / noise.shape[-2]
+    mask_ratio, ratio = mask.shape[-1] / mask.shape[-2], latent[-1] / latent[-2]
     if not 1 / _MOST_STRETCHED <= mask_ratio / ratio <= _MOST_STRETCHED:
         raise I2LError(
             f"the mask is {mask.shape[-1]}x{mask.shape[-2]} (width x height), of other proportions than the "
-            f"picture ({noise.shape[-1]}x{noise.shape[-2]} in the latent); make it of the picture's proportions"
+            f"picture ({latent[-1]}x{latent[-2]} in the latent); make it of the picture's proportions"
         )
 
 

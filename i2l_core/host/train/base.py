@@ -93,7 +93,7 @@ class HostBase:
         self._widths = {
             name.removesuffix(".weight"): shape[0] for name, shape in weights.items() if len(shape) == 2
         }
-        self._hooks = Hooks(network, list({Target(layer.weight): None for layer in self.layers}))
+        self._hooks = Hooks({layer.weight: network.get_submodule(layer.weight) for layer in self.layers})
         copy_norm_inputs(network)
         if checkpointing:
             checkpoint_blocks(network, self._remember)
