@@ -243,7 +243,7 @@ OURS = {
     "schedule": Ours(level_curve, (0.5, 0.0), (0.5, 0.0)),
     "both_sides": Ours(both_sides),
 }
-REFUSED = {  # all else is right
+REFUSED: dict[tuple[Callable[..., Any], str], str] = {  # all else is right
     (alone, "asymmetric_cfg"): TILES,
     (alone, "style_region"): TILES,
     (backwards, "asymmetric_cfg"): ORDER,
@@ -286,11 +286,11 @@ def patched(style: Any, neutral: Any, strengths: tuple[float, float]) -> Any:
 @pytest.mark.parametrize("pack", PACKS, ids=lambda pack: pack.__name__)
 @pytest.mark.parametrize("first", [True, False], ids=["pack_first", "pack_last"])
 def test_beside_a_pack(loras, pack: Callable[[Any], Any], ours: str, first: bool):
-    model = build(NAME)
+    model, (style, neutral) = build(NAME), loras
     if first:
-        styled, case = OURS[ours].live(pack(model), *loras)
+        styled, case = OURS[ours].live(pack(model), style, neutral)
     else:
-        styled, case = OURS[ours].live(model, *loras)
+        styled, case = OURS[ours].live(model, style, neutral)
         styled = pack(styled)
     guider = cfg_guider(styled, case)
     refusal = REFUSED.get((pack, ours))
@@ -298,11 +298,13 @@ def test_beside_a_pack(loras, pack: Callable[[Any], Any], ours: str, first: bool
         with pytest.raises(I2LError, match=refusal):
             run(guider, case)
     else:
-        sides = (patched(*loras, side) for side in (OURS[ours].positive, OURS[ours].negative))
+        positive, negative = (
+            patched(style, neutral, side) for side in (OURS[ours].positive, OURS[ours].negative)
+        )
         beside = (
             as_it_is if pack is compiled_blocks else pack
         )  # ComfyUI's merged LoRAs miss blocks renamed so
-        truth = run(side_by_side(*map(beside, sides), Case(NAME)), Case(NAME))
+        truth = run(side_by_side(beside(positive), beside(negative), Case(NAME)), Case(NAME))
         close(run(guider, case), truth, 1e-4)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network(model).modules())
 
