@@ -4,35 +4,50 @@ from __future__ import annotations
 
 import re
 
-from ..base_models import find_model
+from ..base_models import ARCHITECTURES, LayerRule
 from ..lora import LoRA, Target, to_whole_weights
 
 
 def in_whole_weights(lora: LoRA) -> LoRA:
-    """One layer per weight, exact: what files and core nodes understand."""
+    """One layer per weight, exact: what files and core nodes understand. Raises I2LError for an unknown width."""
     return to_whole_weights(lora, row_widths(lora))
 
 
 def row_widths(lora: LoRA) -> dict[str, int]:
-    """Rows of each weight that the LoRA has rows of.
+    """Rows of each weight that the LoRA has rows of: from the tables, or from a layer of the whole weight beside them.
 
-    From the architecture of its base model; else the rows are taken to reach the end of the weight.
+    A weight whose width neither says is left out; whoever needs it says so (`to_whole_weights`), as a guess would make
+    a layer that no loader applies.
     """
+    whole = {target.weight: layer.d_out for target, layer in lora.layers.items() if target.rows is None}
     widths: dict[str, int] = {}
-    for target in lora.layers:
-        if target.rows is not None:
-            end = sum(target.rows)
-            widths[target.weight] = max(widths.get(target.weight, 0), end, _width(target, lora.base_model))
+    for target, layer in lora.layers.items():
+        if target.rows is not None and target.weight not in widths:
+            width = whole.get(target.weight) or _width(target, layer.d_in)
+            widths |= {target.weight: width} if width else {}
     return widths
 
 
-def _width(target: Target, base_model: str) -> int:
-    """Rows of the whole weight by the architecture, where `target` is one of its equal parts; or nothing."""
-    model = find_model(base_model)
+def _width(target: Target, d_in: int) -> int | None:
+    """Rows of the whole weight, where `target` is one of its equal parts, or its table says how wide it is."""
     assert target.rows is not None
     start, length = target.rows
-    for rule in model.architecture.rules if model else ():
-        pattern = re.escape(rule.weight).replace(re.escape("{}"), r"\d+")
-        if rule.part is not None and start == rule.part[0] * length and re.fullmatch(pattern, target.weight):
+    for rule in (rule for one in ARCHITECTURES for rule in one.rules if _is(rule, target.weight)):
+        if rule.part is not None and start == rule.part[0] * length:
             return length * rule.part[1]
-    return 0
+        if rule.part is None and (width := _by_input(rule, d_in)) and start + length <= width:
+            return width
+    return None
+
+
+def _is(rule: LayerRule, weight: str) -> bool:
+    return re.fullmatch(re.escape(rule.weight).replace(re.escape("{}"), r"\d+"), weight) is not None
+
+
+def _by_input(rule: LayerRule, d_in: int) -> int | None:
+    """d_out of a layer whose sides are multiples of one size, from d_in: 9*hidden from hidden."""
+    sides = [str(side).rpartition("*") for side in rule.size]
+    (times_out, _, size_out), (times_in, _, size_in) = sides
+    if size_out != size_in or size_out.isdigit() or d_in % int(times_in or 1):
+        return None
+    return d_in // int(times_in or 1) * int(times_out or 1)
