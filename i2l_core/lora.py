@@ -126,6 +126,7 @@ class LoRA:
 
     `base_model` is the id of a base model (see `layouts`), empty when unknown, `predictor` what made it,
     `references` are the hashes of the pictures it was made from. Targets that overlap add up.
+    `left_out`: what its file has beside these layers and no diffusion model has: what -> how many.
     Raises I2LError when there is no layer, or when a layer is not as long as the rows of its target.
     """
 
@@ -133,6 +134,7 @@ class LoRA:
     base_model: str = ""
     predictor: str = ""
     references: tuple[str, ...] = field(default=())
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -144,6 +146,7 @@ class LoRA:
                 )
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
         object.__setattr__(self, "references", tuple(self.references))
+        object.__setattr__(self, "left_out", MappingProxyType(dict(self.left_out)))
 
     @property
     def rank(self) -> int:

@@ -224,3 +224,37 @@ def test_the_tables_are_sound():
 def test_lora_managers_do_not_mistake_the_name(model):
     """ComfyUI-Lora-Manager shows another base model when it finds one of these anywhere in the name."""
     assert not any(word in model.manager_name.lower() for word in ("il", "sdxl", "pony", "flux1", "flux.1 d"))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "title"),
+    [
+        ("Z-Image", "__ming_image__", "Ming-Image"),
+        ("Z-Image", "dec_net.cond_embed.weight", "pixel-space Z-Image"),
+        ("Z-Image", "t_embedder_2.mlp.0.weight", "TwinFlow"),
+        ("Qwen-Image", "time_text_embed.timestep_embedder_2.linear_1.weight", "TwinFlow"),
+        ("Qwen-Image", "transformer_blocks.0.img_mlp.gate_up.weight", r"Qwen-Image 2\.1"),
+        ("Qwen-Image", "transformer_blocks.0.img_mlp.w1.weight", "Lens"),
+        ("FLUX.2 dev", "double_blocks.0.img_mod.lin.weight", r"FLUX\.1"),
+    ],
+)
+def test_other_models_with_our_sizes_are_told_by_the_weights_that_only_they_have(
+    networks, name, extra, title
+):
+    weights, _ = networks[name]
+    assert recognise(weights).id == NETWORKS[name][0]
+    other = {**weights, extra: (16, 16)}
+    with pytest.raises(I2LError, match=f"this MODEL is not a known base model: it is {title}, for which"):
+        recognise(other)
+    assert not any(one.matches(other) for one in ARCHITECTURES)
+
+
+def test_weights_that_are_packed_along_their_rows_do_not_change_the_model(networks):
+    """4 bit packs keep the first dimension and halve the second; the host looks at the first alone, too."""
+    for name, (id, _, _) in NETWORKS.items():
+        weights, linear = networks[name]
+        packed = {
+            f"{layer}.weight": (weights[f"{layer}.weight"][0], weights[f"{layer}.weight"][1] // 2)
+            for layer in linear
+        }
+        assert recognise({**weights, **packed}).id == id, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for, quantised
@@ -174,15 +176,35 @@ def test_the_base_model_is_recognised(host):
     assert apply_merged(tiny, lora_for(tiny, base_model="i2l-tiny"), 1.0).patches
 
 
-def test_another_base_model_is_refused_naming_both(patcher):
+@pytest.mark.parametrize("name", ["lumina2", "hidream_o1", "qwen_image"])
+def test_another_base_model_is_refused_naming_both(host, name):
     from i2l.i2l_core.host.patch import apply_merged
 
+    patcher = build(name)
     with pytest.raises(I2LError) as error:
         apply_merged(patcher, lora_for(patcher, base_model="flux2-klein-4b"), 1.0)
     assert "FLUX.2 klein 4B (flux2-klein-4b)" in str(error.value)
-    assert "tiny demo model" in str(error.value) or "FLUX.2 class" in str(error.value)
+    assert "tiny demo model" in str(error.value) or " class" in str(error.value)
     assert "\n" not in str(error.value)
     assert not patcher.patches
+
+
+def test_a_layer_pruned_model_takes_what_fits_it(host):
+    """The LoRA is told to be for the listed model by its names; all of the layers that the pruned one has fit."""
+    from i2l.i2l_core.host.patch import apply_merged, fitting
+
+    whole, pruned = build("lumina2"), build("lumina2", n_layers=4)
+    lora = lora_for(whole, base_model="i2l-tiny")
+    inside = lora.only(target for target in lora.layers if not re.match(r"layers\.[45]\.", target.weight))
+    expected = dense(parameters(pruned), inside, 1.0)
+    with loaded(apply_merged(pruned, inside, 1.0)) as patched:
+        for key, weight in parameters(patched).items():
+            close(weight, expected[key], 1e-6)
+    with pytest.raises(I2LError, match=r"layers\.4\.attention\.out \(the model has no such weight\)"):
+        apply_merged(pruned, lora, 1.0)
+    fit = fitting(lora, pruned, partial=True)
+    assert fit.lora.layers.keys() == inside.layers.keys()
+    assert len(fit.missing) == lora.n_layers - inside.n_layers
 
 
 def change(lora: LoRA, **layers: LowRank) -> LoRA:
@@ -302,3 +324,17 @@ def test_quantised_models_take_the_lora_to_their_rounding(host, kind, limit):
         assert change.norm() / expected[key].norm() > 2 * error  # what is seen is the LoRA, not the rounding
     for key, weight in weights(patcher).items():
         assert torch.equal(weight, before[key])
+
+
+def test_a_model_that_only_shares_names_and_sizes_is_refused_by_name(host):
+    """Ming-Image is a Z-Image by names and sizes; the host tells it by a buffer."""
+    from i2l.i2l_core.host.apply import apply_lora_model
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    patcher = build("lumina2")
+    patcher.model.diffusion_model.register_buffer("__ming_image__", torch.zeros(1))
+    lora = PredictedLoRA(lora_for(build("lumina2"), base_model="i2l-tiny"))
+    for mode in ("merged", "live"):
+        with pytest.raises(I2LError, match=r"the LoRA is for the tiny demo model .* it is Ming-Image, for which"):
+            apply_lora_model(patcher, lora, 1.0, mode)
+    assert not patcher.patches

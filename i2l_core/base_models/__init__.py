@@ -8,6 +8,7 @@ from __future__ import annotations
 from ..checks import shown
 from ..errors import I2LError
 from . import demo, flux2, hidream_o1, lumina2, qwen_image
+from .others import other_model
 from .table import AdaptedLayer, Architecture, BaseModel, LayerRule, Weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Weights",
     "architecture_of_network",
     "find_model",
+    "other_model",
     "recognise",
     "title_of",
 ]
@@ -49,7 +51,8 @@ def architecture_of_network(network: object) -> Architecture | None:
 def recognise(weights: Weights) -> BaseModel:
     """Which base model these weights are, from their names and shapes.
 
-    `weights`: parameter name in the diffusion model -> shape. Raises I2LError listing the known models.
+    `weights`: parameter name in the diffusion model -> shape; only first dimensions are looked at, as a packed weight
+    keeps them. Raises I2LError listing the known models.
     """
     for model in MODELS:
         if model.matches(weights):
@@ -59,6 +62,8 @@ def recognise(weights: Weights) -> BaseModel:
 
 
 def _describe(weights: Weights) -> str:
+    if other := other_model(weights):
+        return f"it is {other.title}, for which these LoRAs are not made"
     for architecture in ARCHITECTURES:
         if architecture.matches(weights):
             sizes = ", ".join(

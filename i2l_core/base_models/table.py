@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..errors import I2LError
 from ..lora import LowRank, Target
+from .others import other_model
 
 Weights = Mapping[str, tuple[int, ...]]
 """Parameter name in the host's diffusion model (without "diffusion_model.") -> shape."""
@@ -76,6 +77,7 @@ class Architecture:
     `sizes`: size name -> (weight, axis) to read a width, or a name with `{}` to count blocks, without `{}` to tell
     whether a layer is there. A count holds for all rules in the same blocks.
     `absent`: layers that the reference has and the host has not, by the reference's names.
+    `aliases`: more names that tools have for these layers: read, never written.
 
     Its blocks, by the name of their list in the host or in diffusers:
     `sections`: list of blocks -> its title for people, in the order in which a picture passes through them.
@@ -99,6 +101,7 @@ class Architecture:
     signature: tuple[str, ...]
     sizes: Mapping[str, tuple[str, int] | str]
     absent: tuple[str, ...] = ()
+    aliases: tuple[LayerRule, ...] = ()
     sections: Mapping[str, str] = field(default_factory=dict)
     two_streams: tuple[str, ...] = ()
     network: str = ""
@@ -111,7 +114,8 @@ class Architecture:
     tokenizers: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, weights: Weights) -> bool:
-        return all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)
+        signature = all(len(weights.get(f"{name}.weight", ())) == 2 for name in self.signature)
+        return signature and other_model(weights) is None
 
     def read_sizes(self, weights: Weights) -> dict[str, int]:
         """The sizes of a model that `matches`, by name."""

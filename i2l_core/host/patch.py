@@ -32,7 +32,8 @@ PatchKey = str | tuple[str, tuple[int, int, int]]
 class Fit:
     """A LoRA as it fits one MODEL: compared with its weights once, on the way to patches or hooks.
 
-    `lora`: the layers that the MODEL has. `missing`: each of the others with the reason.
+    `lora`: the layers that the MODEL has. `missing`: each of the others with the reason. What the LoRA's file has for
+    other networks is in `lora.left_out`.
     """
 
     lora: LoRA
@@ -45,12 +46,18 @@ class Fit:
 
     def __str__(self) -> str:
         """One line for a node: "238 of 238 LoRA layers on 170 weights: layers 210, noise_refiner 14, ..."."""
-        return _counted(tuple(self.lora.layers), self.n_layers)
+        return _counted(tuple(self.lora.layers), self.n_layers) + left_out_text(self.lora.left_out)
+
+
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """What a node adds to its line for what is not of the diffusion model, or nothing."""
+    return "".join(f"; left out: {count} {what}" for what, count in left_out.items())
 
 
 def weights_of(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
-    """Parameter name in the diffusion model -> shape. Of a quantised weight, the shape that it stands for."""
-    return {name: tuple(weight.shape) for name, weight in model.model.diffusion_model.named_parameters()}
+    """Name of a parameter or buffer in the diffusion model -> shape. Of a quantised weight, the one it stands for."""
+    network = model.model.diffusion_model
+    return {name: tuple(t.shape) for name, t in (*network.named_parameters(), *network.named_buffers())}
 
 
 def base_model_of(model: ModelPatcher) -> BaseModel:
@@ -139,11 +146,17 @@ def with_patches(model: ModelPatcher, patches: Mapping[PatchKey, Any], strength:
 
 
 def _check_base_model(lora: LoRA, weights: Weights) -> None:
+    """Refuse a LoRA for another base model. One of its own class in sizes that are not listed may take it.
+
+    A layer-pruned model is such a one; whether the layers fit it is compared afterwards.
+    """
     wanted = find_model(lora.base_model)
     title = f"{wanted.title} ({wanted.id})" if wanted else lora.base_model
     try:
         base = recognise(weights)
     except I2LError as error:
+        if wanted is not None and wanted.architecture.matches(weights):
+            return
         raise I2LError(f"the LoRA is for {title}, but {error}") from error
     if base.id != lora.base_model:
         raise I2LError(
