@@ -10,13 +10,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .base_models import MODELS, title_of
+from .base_models import MODELS, other_model, title_of
 from .encoders import KINDS, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
 from .files.safetensors import FileHeader, check_shapes, shapes_and_dtypes
-from .lora_files.names import recognise_lora, split_key
+from .lora_files.keys import not_of_the_model, split_key
+from .lora_files.names import recognise_lora
 from .predictors import family_of
 from .predictors.base import Source
 
@@ -94,6 +95,8 @@ def _lora(header: FileHeader) -> Found | None:
     """Only a plain one; other kinds are named by `describe_tensors`."""
     parts: dict[tuple[str, str], tuple[int, ...]] = {}
     for key, shape in header.shapes.items():
+        if not_of_the_model(key):
+            continue
         found = split_key(key)
         if found is None:
             return None
@@ -102,10 +105,11 @@ def _lora(header: FileHeader) -> Found | None:
     ups = {name: parts.get(("up", name), ()) for name in downs}
     if not downs or any(len(shape) != 2 for shape in ups.values()):
         return None
-    architectures, model = recognise_lora({name: (ups[name][0], downs[name][1]) for name in downs})
-    made_for = (
-        title_of(model.id) if model else " or ".join(f"a model of the {one.title}" for one in architectures)
-    )
+    sizes = {name: (ups[name][0], downs[name][1]) for name in downs}
+    found = recognise_lora(sizes)
+    model, other = found.model, other_model(sizes)
+    made_for = " or ".join(f"a model of the {one.title}" for one in found.architectures)
+    made_for = title_of(model.id) if model else other.title if other else made_for
     ranks = sorted({shape[0] for shape in downs.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     advice = "put it into models/loras; any LoRA loader applies it"

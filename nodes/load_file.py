@@ -8,6 +8,7 @@ from ..i2l_core.base_models import MODELS
 from ..i2l_core.errors import I2LError
 from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
 from ..i2l_core.host.lora_model import PredictedLoRA
+from ..i2l_core.host.patch import left_out_text
 from ..i2l_core.lora_files.file import load
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel
@@ -64,4 +65,5 @@ class LoadLoRAFile(io.ComfyNode):
     def execute(cls, lora_name: str, base_model: str = AUTO) -> io.NodeOutput:
         lora = load(lora_path(lora_name), "" if base_model == AUTO else base_model)
         text = f"{lora.n_layers} layers, rank {lora.rank}, for {lora.base_model or 'an unknown base model'}"
+        text += left_out_text(lora.left_out)
         return io.NodeOutput(PredictedLoRA(lora), ui=NodeReport(text))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.save import AS_IT_IS, PRECISIONS, save_lora_model
-from ..i2l_core.lora_files.names import KEY_FORMATS, KeyFormat
+from ..i2l_core.lora_files.keys import KEY_FORMATS, KeyFormat
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel
 

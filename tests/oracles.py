@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from i2l.i2l_core.base_models import ARCHITECTURES, AdaptedLayer, Architecture
 from i2l.i2l_core.lora import LoRA, LowRank
-from i2l.i2l_core.lora_files.names import find, keys_of
+from i2l.i2l_core.lora_files.keys import keys_of
+from i2l.i2l_core.lora_files.names import find
 from i2l.i2l_core.lora_files.tensors import from_state_dict
 
 LIMIT = 3e-5  # for errors in fp32, where leaving out any layer that has a say changes 9e-3 of a LoRA's effect or more

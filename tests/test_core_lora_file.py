@@ -28,8 +28,8 @@ DOWN, UP = "lora_down.weight", "lora_up.weight"
 
 def some_lora(dtype=torch.float32, base_model: str = "z-image") -> LoRA:
     layers = {
-        Target("layers.0.attention.out"): LowRank(torch.randn(4, 6), torch.randn(8, 4)).to(dtype=dtype),
-        Target("x_embedder"): LowRank(torch.randn(2, 3), torch.randn(5, 2)).to(dtype=dtype),
+        Target("layers.0.attention.out"): LowRank(torch.randn(4, 8), torch.randn(8, 4)).to(dtype=dtype),
+        Target("x_embedder"): LowRank(torch.randn(2, 64), torch.randn(8, 2)).to(dtype=dtype),
     }
     return LoRA(layers, base_model=base_model, predictor="ink-1", references=("abc", "def"))
 
@@ -128,9 +128,9 @@ def bad(**changes) -> dict:
         (bad(v__alpha=torch.tensor(1.0)), "lack their down or up tensor: v"),
         (bad(w__lora_A__weight=torch.zeros(2, 3)), "w has more than one down tensor"),
         (pair(up="lora_B.weight"), "1 layers mix the names of two formats .*: w; export it again"),
-        (bad(w__lora_magnitude_vector=torch.zeros(4)), "DoRA, which is not supported"),
-        (bad(w__dora_scale=torch.zeros(4)), "DoRA, which is not supported"),
-        (bad(w__lokr_w1=torch.zeros(4)), "LoKr, which is not supported"),
+        (bad(w__lora_magnitude_vector=torch.zeros(4)), "it holds DoRA, and only ComfyUI's own loader"),
+        (bad(w__dora_scale=torch.zeros(4)), "it holds DoRA, and only ComfyUI's own loader"),
+        (bad(w__lokr_w1=torch.zeros(4)), "it holds LoKr, and only ComfyUI's own loader"),
         (bad(norm__diff=torch.zeros(4)), "full weight differences"),
         ({".lora_up.weight": torch.zeros(4, 2)}, "no LoRA layers"),
         ({3: torch.zeros(4, 2)}, "no LoRA layers"),

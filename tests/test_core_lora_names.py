@@ -13,7 +13,8 @@ from i2l.i2l_core.base_models import MODELS, find_model
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
 from i2l.i2l_core.lora_files.file import load, save
-from i2l.i2l_core.lora_files.names import KEY_FORMATS, find, keys_of, recognise_lora, split_key
+from i2l.i2l_core.lora_files.keys import KEY_FORMATS, keys_of, split_key
+from i2l.i2l_core.lora_files.names import find, recognise_lora
 from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
 
 PAIRS = [
@@ -92,9 +93,13 @@ def test_layers_that_only_the_reference_has_are_known_by_name():
 def test_base_models_are_told_by_names_and_sizes(adapted):
     model, found = adapted
     names = {slot.name: (slot.d_out, slot.d_in) for slot in found}
-    assert recognise_lora(names) == ((model.architecture,), model)
+    assert (recognise_lora(names).architectures, recognise_lora(names).model) == (
+        (model.architecture,),
+        model,
+    )
     host_names = {slot.target.weight: (slot.d_out, slot.d_in) for slot in found if slot.target.rows is None}
-    assert recognise_lora(host_names) == ((model.architecture,), model)
+    found = recognise_lora(host_names)
+    assert (found.architectures, found.model) == ((model.architecture,), model)
 
 
 def test_what_fits_two_kinds_of_models_must_be_chosen():

@@ -335,6 +335,8 @@ def test_a_model_that_only_shares_names_and_sizes_is_refused_by_name(host):
     patcher.model.diffusion_model.register_buffer("__ming_image__", torch.zeros(1))
     lora = PredictedLoRA(lora_for(build("lumina2"), base_model="i2l-tiny"))
     for mode in ("merged", "live"):
-        with pytest.raises(I2LError, match=r"the LoRA is for the tiny demo model .* it is Ming-Image, for which"):
+        with pytest.raises(
+            I2LError, match=r"the LoRA is for the tiny demo model .* it is Ming-Image, for which"
+        ):
             apply_lora_model(patcher, lora, 1.0, mode)
     assert not patcher.patches

@@ -13,6 +13,35 @@ _SQUARE = ("hidden", "hidden")
 _MLP_IN, _MLP_OUT = ("6*hidden", "hidden"), ("hidden", "3*hidden")  # in: the gate and what it gates
 _MODULATION = ("6*hidden", "hidden")  # shift, scale and gate, twice
 
+# FLUX.1's names, which ComfyUI reads for FLUX.2 as well, and those of diffusers' fused projections
+_ALIASES = (
+    LayerRule(
+        "transformer_blocks.{}.attn.to_qkv", "double_blocks.{}.img_attn.qkv", size=("3*hidden", "hidden")
+    ),
+    LayerRule(
+        "transformer_blocks.{}.attn.to_added_qkv",
+        "double_blocks.{}.txt_attn.qkv",
+        size=("3*hidden", "hidden"),
+    ),
+    LayerRule("transformer_blocks.{}.ff.net.0.proj", "double_blocks.{}.img_mlp.0", size=_MLP_IN),
+    LayerRule("transformer_blocks.{}.ff.net.2", "double_blocks.{}.img_mlp.2", size=_MLP_OUT),
+    LayerRule("transformer_blocks.{}.ff_context.net.0.proj", "double_blocks.{}.txt_mlp.0", size=_MLP_IN),
+    LayerRule("transformer_blocks.{}.ff_context.net.2", "double_blocks.{}.txt_mlp.2", size=_MLP_OUT),
+    LayerRule(
+        "single_blocks.{}.linear1_qkv", "single_blocks.{}.linear1", (0, 3), size=("3*hidden", "hidden")
+    ),
+    LayerRule("single_transformer_blocks.{}.attn.to_q", "single_blocks.{}.linear1", (0, 9), size=_SQUARE),
+    LayerRule("single_transformer_blocks.{}.attn.to_k", "single_blocks.{}.linear1", (1, 9), size=_SQUARE),
+    LayerRule("single_transformer_blocks.{}.attn.to_v", "single_blocks.{}.linear1", (2, 9), size=_SQUARE),
+    LayerRule(
+        "single_transformer_blocks.{}.proj_out", "single_blocks.{}.linear2", size=("hidden", "4*hidden")
+    ),
+    LayerRule("time_text_embed.timestep_embedder.linear_1", "time_in.in_layer", size=("hidden", 256)),
+    LayerRule("time_text_embed.timestep_embedder.linear_2", "time_in.out_layer", size=_SQUARE),
+    LayerRule("time_text_embed.guidance_embedder.linear_1", "guidance_in.in_layer", size=("hidden", 256)),
+    LayerRule("time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer", size=_SQUARE),
+)
+
 FLUX2 = Architecture(
     title="FLUX.2 class",
     rules=(
@@ -70,6 +99,7 @@ FLUX2 = Architecture(
             "single_stream_modulation.linear", "single_stream_modulation.lin", size=("3*hidden", "hidden")
         ),
     ),
+    aliases=_ALIASES,
     signature=("img_in", "txt_in", "double_stream_modulation_img.lin", "single_blocks.0.linear1"),
     sizes={
         "hidden": ("img_in", 0),

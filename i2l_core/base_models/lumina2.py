@@ -47,6 +47,11 @@ LUMINA2 = Architecture(
         *(_inside(blocks, _MODULATION) for blocks in _MODULATED),
         *_OUTSIDE,
     ),
+    # diffusers' fused projection
+    aliases=tuple(
+        _inside(blocks, LayerRule("attention.to_qkv", "attention.qkv", size=("3*dim", "dim")))
+        for blocks in _BLOCKS
+    ),
     # Lumina 2 itself has adaLN_modulation.1
     signature=("x_embedder", "cap_embedder.1", "layers.0.attention.qkv", "layers.0.adaLN_modulation.0"),
     sizes={

@@ -17,7 +17,7 @@ import torch
 from ..errors import I2LError
 from ..files.atomic import SUFFIX
 from ..lora_files.file import save
-from ..lora_files.names import KEY_FORMATS
+from ..lora_files.keys import KEY_FORMATS
 from ..mixing.whole_weights import in_whole_weights
 from ..pictures import read_reference
 from ..predictors import open_predictor

@@ -7,10 +7,11 @@ only logs a wrong shape: here both are errors.
 
 from __future__ import annotations
 
+import collections
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
+from ..lora_files.keys import not_of_the_model
 from ..lora_files.tensors import OtherKind
 from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
 from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
-from .patch import Fit, apply_merged, architecture_of, fitting, misfit, with_patches
+from .patch import Fit, apply_merged, architecture_of, fitting, left_out_text, misfit, with_patches
 
 MERGED, LIVE = "merged", "live"
 _SKIP_CURE = "apply the part that fits by setting missing_layers to skip"
@@ -38,7 +40,7 @@ class Applied:
     """What was done with a LORA_MODEL; the node's line (`str`) and its card are rendered from it.
 
     `fit`: where its layers are, or None for a kind that only the host reads, of `n_layers` layers.
-    `neutral`: it was predicted from gray pictures.
+    `neutral`: it was predicted from gray pictures. `left_out`: tensors for other networks that the host has not read.
     """
 
     fit: Fit | None
@@ -46,10 +48,11 @@ class Applied:
     mode: str
     strength: float
     neutral: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.fit is None:
-            return f"{self.n_layers} LoRA layers, all of them placed"
+            return f"{self.n_layers} LoRA layers, all of them placed{left_out_text(self.left_out)}"
         return f"live: {self.fit}" if self.mode == LIVE else str(self.fit)
 
 
@@ -112,8 +115,15 @@ class _Recorder(dict[str, Tensor]):
 def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[ModelPatcher, Applied]:
     if not isinstance(tensors, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(tensors).__name__}")
+    left_out = collections.Counter(what for key in tensors if (what := not_of_the_model(key)))
+    # torch only converts 8 bit floats; bfloat16 holds each of their values
+    tensors = {
+        key: tensor.bfloat16() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
+        for key, tensor in tensors.items()
+        if not not_of_the_model(key)
+    }
     names = comfy.lora.model_lora_keys_unet(model.model, {})
-    recorder = _Recorder(comfy.lora_convert.convert_lora(dict(tensors)))
+    recorder = _Recorder(comfy.lora_convert.convert_lora(tensors))
     patches = comfy.lora.load_lora(recorder, names, log_missing=False)
     unread = sorted(recorder.keys() - recorder.read)
     if unread or not patches:
@@ -129,7 +139,9 @@ def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[
     if wrong:
         raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
 
-    return with_patches(model, patches, strength), Applied(None, len(patches), MERGED, strength)
+    return with_patches(model, patches, strength), Applied(
+        None, len(patches), MERGED, strength, left_out=left_out
+    )
 
 
 def _problem(key: Any, patch: Any, weights: Mapping[str, Tensor]) -> str:

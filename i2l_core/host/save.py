@@ -14,7 +14,7 @@ from ..errors import I2LError
 from ..files.atomic import safe_join
 from ..lora import LoRA
 from ..lora_files.file import save
-from ..lora_files.names import KeyFormat
+from ..lora_files.keys import KeyFormat
 from ..mixing.whole_weights import in_whole_weights
 from ..references import references_from
 from ..thumbnail import thumbnail

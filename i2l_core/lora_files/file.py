@@ -12,21 +12,26 @@ from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import write_new
 from ..lora import LoRA
-from .metadata import METADATA_KEY, about, for_managers, read_about
-from .names import KeyFormat
-from .tensors import check_keys, from_state_dict, to_state_dict
+from .keys import KeyFormat
+from .metadata import METADATA_KEY, about, for_managers, read_about, read_scale
+from .tensors import check_is_for, check_keys, from_state_dict, to_state_dict
+
+_PEFT_FILE, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def load(path: str | Path, base_model: str = "") -> LoRA:
     """Read a LoRA file of any key format. `base_model`: what it is for, where names and sizes may not tell.
 
+    Alpha is that of its tensors, else of its header (diffusers), else of the adapter_config.json beside an
+    adapter_model.safetensors (PEFT).
     Raises I2LError naming the file when it is damaged, not finite, no LoRA, or for another base model than it
-    says itself.
+    says itself or its layers fit.
     """
     path = Path(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            said = read_about(file.metadata() or {}, path.name)
+            header = file.metadata() or {}
+            said = read_about(header, path.name)
             check_keys(file.keys(), path.name)  # the tensors of another kind of file are not read
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
@@ -36,7 +41,23 @@ def load(path: str | Path, base_model: str = "") -> LoRA:
     made_for = said.pop("base_model", "")
     if base_model and made_for and made_for != base_model:
         raise I2LError(f"{path.name} is for {made_for}, not for {base_model}; choose auto or {made_for}")
-    return from_state_dict(tensors, made_for or base_model, source=path.name, **said)
+    if base_model and not made_for:
+        check_is_for(tensors, base_model, path.name)
+    scale = read_scale(header, _peft_config(path), path.name)
+    return from_state_dict(tensors, made_for or base_model, source=path.name, scale=scale, **said)
+
+
+def _peft_config(path: Path) -> str:
+    """The text of the file in which PEFT and diffusion-pipe say alpha and rank, or nothing."""
+    beside = path.with_name(_PEFT_CONFIG)
+    if path.name != _PEFT_FILE or not beside.is_file():
+        return ""
+    try:
+        return beside.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise I2LError(
+            f"{path.name}: {_PEFT_CONFIG} beside it cannot be read: {error}; copy it again"
+        ) from error
 
 
 def save(

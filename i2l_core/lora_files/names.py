@@ -1,10 +1,9 @@
-"""How tools name the tensors of a LoRA, and which layer of which base model a name stands for.
+"""Which layer of which base model the name of a LoRA layer stands for.
 
-A key is PREFIX + NAME + SUFFIX. The suffix says which of the two matrices it is; the name is the host's own, the
-one of diffusers / DiffSynth (the same here), or kohya's: either of them with "_" for ".". No two layers of a model
-have the same name in kohya's spelling, so names are compared in it, and what converters made of them ("_" kept or
-replaced here and there) is found too. Prefixes say who wrote the file and are dropped. All names come from the
-tables in `base_models`.
+A name is the host's own, the one of diffusers / DiffSynth (the same here), an alias, or kohya's: any of them with "_"
+for ".". No two layers of a model have the same name in kohya's spelling, so names are compared in it, and what
+converters made of them ("_" kept or replaced here and there) is found too. All names come from the tables in
+`base_models`.
 """
 
 from __future__ import annotations
@@ -13,70 +12,15 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ..base_models import ARCHITECTURES, MODELS, Architecture, BaseModel, LayerRule, Weights, find_model
 from ..lora import LowRank, Target
+from .keys import FLAT_PREFIXES, KeyFormat
 
-Kind = Literal["down", "up", "alpha"]
-KeyFormat = Literal["ComfyUI", "diffusers", "DiffSynth"]
-KEY_FORMATS: tuple[KeyFormat, ...] = ("ComfyUI", "diffusers", "DiffSynth")
-
-# key format -> (before the name, after it for down, for up)
-_WRITTEN: Mapping[KeyFormat, tuple[str, str, str]] = {
-    "ComfyUI": ("diffusion_model.", ".lora_down.weight", ".lora_up.weight"),
-    "diffusers": ("transformer.", ".lora_A.weight", ".lora_B.weight"),
-    "DiffSynth": ("", ".lora_A.default.weight", ".lora_B.default.weight"),
-}
-ALPHA = ".alpha"
-_SUFFIXES: tuple[tuple[str, Kind], ...] = (
-    (".lora_down.weight", "down"),
-    (".lora_up.weight", "up"),
-    (".lora_A.weight", "down"),
-    (".lora_B.weight", "up"),
-    (".lora_A.default.weight", "down"),
-    (".lora_B.default.weight", "up"),
-    (".lora_down.default.weight", "down"),
-    (".lora_up.default.weight", "up"),
-    (".lora.down.weight", "down"),
-    (".lora.up.weight", "up"),
-    (ALPHA, "alpha"),
-)
-_DOTTED = ("diffusion_model.", "model.diffusion_model.", "transformer.", "base_model.model.", "dit.")
-_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")  # kohya's: "_" for "." in what follows
-# peeled off in any order and number; the names in the tables have none of them
-_FLAT_PREFIXES = tuple(prefix.replace(".", "_") for prefix in (*_DOTTED, *_FLAT))
 _NUMBER = re.compile(r"(?<![^_])\d+(?![^_])")  # between two "_", or at an end
 
-
-def split_key(key: object) -> tuple[Kind, str] | None:
-    """(which tensor it is, the layer's name with its prefix), or None for what is no tensor of a plain LoRA."""
-    if not isinstance(key, str):
-        return None
-    for suffix, kind in _SUFFIXES:
-        if key.endswith(suffix) and len(key) > len(suffix):
-            return kind, key.removesuffix(suffix)
-    return None
-
-
-def are_pair(down: str, up: str) -> bool:
-    """Whether two keys of one layer are of one spelling."""
-    pairs = zip(_SUFFIXES[::2], _SUFFIXES[1::2], strict=False)
-    return any(down.endswith(one[0]) and up.endswith(other[0]) for one, other in pairs)
-
-
-def keys_of(key_format: KeyFormat, name: str) -> tuple[str, str, str]:
-    """The keys (down, up, alpha) of a layer in files of this key format."""
-    prefix, down, up = _WRITTEN[key_format]
-    return f"{prefix}{name}{down}", f"{prefix}{name}{up}", f"{prefix}{name}{ALPHA}"
-
-
-def without_prefix(name: str) -> str:
-    """The bare name, for layers that no table knows."""
-    for prefix in (*_DOTTED, *_FLAT):
-        if name.startswith(prefix) and len(name) > len(prefix):
-            return name.removeprefix(prefix)
-    return name
+Sizes = Mapping[str, tuple[int, int]]
+"""Name of a LoRA's layer -> (d_out, d_in)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +73,7 @@ def find(architecture: Architecture, name: str) -> NamedLayer | None:
 def _without_prefixes(flat: str) -> Iterator[str]:
     """The name as it stands, then without its first prefix, without the next one, and so on."""
     yield flat
-    for prefix in _FLAT_PREFIXES:
+    for prefix in FLAT_PREFIXES:
         if flat.startswith(prefix) and len(flat) > len(prefix):
             yield from _without_prefixes(flat.removeprefix(prefix))
 
@@ -138,7 +82,10 @@ def _without_prefixes(flat: str) -> Iterator[str]:
 def _names(architecture: Architecture) -> Mapping[str, NamedLayer]:
     """Every name of the table's layers, with "_" for dots and {} for the block index, which stays empty."""
     layers = [(rule.weight, NamedLayer(rule, "", native=True)) for rule in architecture.rules]
-    layers += [(rule.name, NamedLayer(rule, "", native=False)) for rule in architecture.rules]
+    layers += [
+        (rule.name, NamedLayer(rule, "", native=False))
+        for rule in (*architecture.aliases, *architecture.rules)
+    ]
     layers += [
         (name, NamedLayer(LayerRule(name, name), "", native=True, absent=True))
         for name in architecture.absent
@@ -146,21 +93,77 @@ def _names(architecture: Architecture) -> Mapping[str, NamedLayer]:
     return {name.replace(".", "_"): layer for name, layer in layers}
 
 
-def recognise_lora(names: Mapping[str, tuple[int, int]]) -> tuple[tuple[Architecture, ...], BaseModel | None]:
-    """Which tables a LoRA's names are from, and the base model when only one is left.
+@dataclass(frozen=True)
+class Recognised:
+    """What the names and sizes of a LoRA say.
 
-    `names`: layer name -> (d_out, d_in). More than one table: the names say too little (FLUX.2 and Qwen-Image
-    share some). No table: no name is known. The base model is told by widths and block numbers.
+    `architectures`: those that have all of its names, in sizes that go together. More than one: the names say too
+    little (FLUX.2 and Qwen-Image share some). `model`: the base model, when only one has layers of these sizes.
+    `nearest`: where there is none, the architecture that has most of the names, and `strange` the other names; with
+    none of them, the sizes are those of no model of it.
     """
-    found = {one: sum(find(one, name) is not None for name in names) for one in ARCHITECTURES}
-    most = max(found.values())
-    if most == 0:
-        return (), None
-    architectures = [one for one, count in found.items() if count == most]
-    fitting = [model for model in MODELS if model.architecture in architectures and _fits(model, names)]
-    if fitting:
-        architectures = [one for one in architectures if any(model.architecture is one for model in fitting)]
-    return tuple(architectures), fitting[0] if len(fitting) == 1 else None
+
+    architectures: tuple[Architecture, ...] = ()
+    model: BaseModel | None = None
+    models: tuple[BaseModel, ...] = ()
+    nearest: Architecture | None = None
+    strange: tuple[str, ...] = ()
+
+
+def recognise_lora(sizes: Sizes) -> Recognised:
+    """Which architecture and which base model a LoRA is for."""
+    unknown = {one: tuple(name for name in sizes if find(one, name) is None) for one in ARCHITECTURES}
+    nearest = min(ARCHITECTURES, key=lambda one: len(unknown[one]))
+    if len(unknown[nearest]) == len(sizes):
+        return Recognised()
+    named = [one for one in ARCHITECTURES if not unknown[one]]
+    sized = [one for one in named if not misshapen(one, sizes)]
+    if not sized:
+        return Recognised(nearest=nearest, strange=unknown[nearest])
+    models = [model for model in MODELS if model.architecture in sized and not misfits(model, sizes)]
+    architectures = [one for one in sized if not models or any(model.architecture is one for model in models)]
+    return Recognised(tuple(architectures), models[0] if len(models) == 1 else None, tuple(models))
+
+
+def misfits(model: BaseModel, sizes: Sizes) -> list[str]:
+    """The layers that the base model has not, or not in this size."""
+    weights = _weights_of(model)
+    found = []
+    for name, size in sizes.items():
+        named = find(model.architecture, name)
+        if named is not None and named.absent:
+            continue
+        shape = weights.get(f"{named.weight}.weight") if named else None
+        if named is None or shape is None:
+            found.append(f"{name} (it has no such layer)")
+        elif size != (expected := (shape[0] // named.parts, shape[1])):
+            found.append(f"{name} ({size[0]}x{size[1]}, there {expected[0]}x{expected[1]})")
+    return found
+
+
+def misshapen(architecture: Architecture, sizes: Sizes) -> list[str]:
+    """The layers whose size goes with no model of the architecture in which the layers before them have theirs."""
+    widths: dict[str, int] = {}
+    found = []
+    for name, size in sizes.items():
+        named = find(architecture, name)
+        if named is None or named.absent or not all(named.rule.size):
+            continue
+        d_out = size[0] if not named.native or named.rule.part is None else size[0] / named.rule.part[1]
+        if not all(
+            _agree(side, n, widths) for side, n in zip(named.rule.size, (d_out, size[1]), strict=True)
+        ):
+            found.append(f"{name} ({size[0]}x{size[1]})")
+    return found
+
+
+def _agree(side: int | str, n: float, widths: dict[str, int]) -> bool:
+    """Whether a side of a table is `n` long where `widths` says how long others are; learns new ones."""
+    if isinstance(side, int):
+        return n == side
+    times, _, name = side.rpartition("*")
+    width = n / int(times or 1)
+    return width.is_integer() and width == widths.setdefault(name, int(width))
 
 
 def written_layers(
@@ -191,19 +194,6 @@ def _rules_of(architecture: Architecture, weight: str) -> list[tuple[LayerRule, 
     if named is None or named.absent or named.weight != weight:
         return []
     return [(rule, named.index) for rule in architecture.rules if rule.weight == named.rule.weight]
-
-
-def _fits(model: BaseModel, names: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether the base model has a layer of this size under each of the names that its table knows."""
-    weights = _weights_of(model)
-    for name, size in names.items():
-        named = find(model.architecture, name)
-        if named is None or named.absent:
-            continue
-        shape = weights.get(f"{named.weight}.weight")
-        if shape is None or size != (shape[0] // named.parts, shape[1]):
-            return False
-    return True
 
 
 @functools.cache

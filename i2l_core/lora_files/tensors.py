@@ -6,40 +6,29 @@ has one layer per weight of the host; that of diffusers / DiffSynth one per laye
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..base_models import Architecture
+from ..base_models import Architecture, find_model, other_model
 from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
-from .names import (
-    KeyFormat,
-    Kind,
-    architecture_named,
-    are_pair,
-    find,
-    keys_of,
-    recognise_lora,
-    split_key,
-    without_prefix,
-    written_layers,
-)
+from .keys import KeyFormat, Kind, are_pair, host_name, keys_of, not_of_the_model, other_kind, split_key
+from .names import architecture_named, find, misfits, misshapen, recognise_lora, written_layers
 
-_OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    "oft_": "OFT",
-    "lora_mid": "a convolution (LoCon) LoRA",
-    ".diff": "full weight differences",
-    "lora_embedding": "a LoRA of embeddings",
-}
+Scale = Callable[[str, int], float]
+"""(name, rank) of a layer without a tensor for alpha -> the factor on up @ down."""
+
+_BY_COMFYUI = (
+    "only ComfyUI's own loader applies it "
+    "(Load LoRA for a file, Apply Predicted LoRA in mode merged for a LORA_MODEL)"
+)
 
 
 class OtherKind(I2LError):
@@ -84,122 +73,198 @@ def from_state_dict(
     references: Sequence[str] = (),
     source: str = "the LoRA",
     architecture: Architecture | None = None,
+    scale: Scale | None = None,
 ) -> LoRA:
-    """The LoRA in these tensors, of any spelling in `lora_names`; targets are the host's.
+    """The LoRA in these tensors, of any spelling in `keys` and `names`; targets are the host's.
 
-    Alpha is folded into `up` (times alpha / rank, in fp32 or wider). The base model is the one given, else told
-    from names and sizes, else empty. `architecture`: of the model it is meant for, where that is known. A layer that
-    no table knows keeps its name, for whoever applies it to refuse. `source` says in errors what was read.
-    Raises I2LError, naming up to five keys, for anything that is not a complete, finite, plain LoRA, and when
-    names and sizes fit more than one kind of model.
+    Alpha is folded into `up` (times alpha / rank, in fp32 or wider); `scale` says the factor for layers without a
+    tensor for alpha. 8 bit floats become bfloat16, which holds them exactly. The base model is the one given, else told
+    from names and sizes, else empty. `architecture`: of the model it is meant for, where that is known; a layer that it
+    has not keeps its name then, for whoever applies it to refuse. Layers of text encoders, embeddings, and layers that
+    the host has not are left out and counted. `source` says in errors what was read.
+    Raises I2LError, naming up to five keys, for anything that is not a complete, finite, plain LoRA, when names and
+    sizes fit more than one kind of model, and when only some of the names are of a model that is known.
     """
-    parts = check_keys(list(tensors), source)
-    downs, ups, alphas = parts["down"], parts["up"], parts["alpha"]
+    keys = check_keys(list(tensors), source)
     read = {
         name: _layer(
-            name, tensors[downs[name]], tensors[ups[name]], tensors.get(alphas.get(name, "")), source
+            name, tensors[down], tensors[keys.up[name]], tensors.get(keys.alpha.get(name, "")), source, scale
         )
-        for name in downs
+        for name, down in keys.down.items()
     }
     architecture = architecture_named(base_model) or architecture
     if not base_model or architecture is None:
-        architecture, found = _recognise(read, architecture, source)
+        architecture, found = _recognise(_sizes(read), architecture, source)
         base_model = base_model or found
+    left_out = collections.Counter(keys.left_out)
     layers: dict[Target, LowRank] = {}
     for name, layer in read.items():
         named = find(architecture, name) if architecture else None
-        target, layer = named.read(layer) if named else (Target(without_prefix(name)), layer)
+        if named is not None and named.absent:
+            left_out["layers that ComfyUI's model has not"] += 1
+            continue
+        target, layer = named.read(layer) if named else (Target(host_name(name)), layer)
         if target in layers:
             raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
         layers[target] = layer
-    return LoRA(layers, base_model, predictor, tuple(references))
+    if not layers:
+        raise OtherKind(f"{source} holds no layer of the diffusion model, only {_amounts(left_out)}")
+    return LoRA(layers, base_model, predictor, tuple(references), left_out)
+
+
+def check_is_for(tensors: Mapping[str, Tensor], base_model: str, source: str) -> None:
+    """Raise I2LError naming up to five layers when the base model has not all of the LoRA's layers in their sizes."""
+    model = find_model(base_model)
+    if model is None:
+        return
+    keys = check_keys(list(tensors), source)
+    sizes = {
+        name: (tensors[keys.up[name]].shape[0], tensors[down].shape[1]) for name, down in keys.down.items()
+    }
+    if wrong := misfits(model, sizes):
+        raise I2LError(
+            f"{source} is not for {model.title} ({model.id}), {len(wrong)} of its {len(sizes)} layers do not fit: "
+            f"{listed(wrong)}; set base_model to auto"
+        )
 
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def check_keys(keys: Sequence[str], source: str) -> dict[Kind, dict[str, str]]:
-    """Kind of tensor -> layer name -> key. Raises I2LError when the keys are not those of a plain LoRA."""
+@dataclass(frozen=True)
+class LoRAKeys:
+    """The keys of a LoRA's tensors by the name of their layer, and how much is not of the diffusion model."""
+
+    down: Mapping[str, str]
+    up: Mapping[str, str]
+    alpha: Mapping[str, str]
+    left_out: Mapping[str, int]
+
+
+def check_keys(keys: Sequence[str], source: str) -> LoRAKeys:
+    """Sort the keys of a file. Raises I2LError when they are not those of a plain LoRA of a diffusion model."""
     parts: dict[Kind, dict[str, str]] = {"down": {}, "up": {}, "alpha": {}}
-    unknown = []
+    unknown: list[str] = []
+    elsewhere: dict[str, set[str]] = {}
     for key in keys:
         found = split_key(key)
-        if found is None:
+        if what := not_of_the_model(key):
+            elsewhere.setdefault(what, set()).add(found[1] if found else key)
+        elif found is None:
             unknown.append(key)
-            continue
-        kind, name = found
-        if name in parts[kind]:
-            raise I2LError(f"{source}: {name} has more than one {kind} tensor")
-        parts[kind][name] = key
+        else:
+            kind, name = found
+            if name in parts[kind]:
+                raise I2LError(f"{source}: {name} has more than one {kind} tensor; export one adapter alone")
+            parts[kind][name] = key
     _refuse_unknown(unknown, len(keys), source)
+    left_out = {what: len(names) for what, names in elsewhere.items()}
     downs, ups, alphas = parts["down"], parts["up"], parts["alpha"]
     lonely = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
     if lonely:
-        raise I2LError(f"{source}: {len(lonely)} layers lack their down or up tensor: {listed(lonely)}")
+        raise I2LError(
+            f"{source}: {len(lonely)} layers lack their down or up tensor: {listed(lonely)}; export it again"
+        )
     if not downs:
-        raise I2LError(f"{source} holds no LoRA layer")
+        only = f", only {_amounts(left_out)}: ComfyUI's Load LoRA applies those" if left_out else ""
+        raise I2LError(f"{source} holds no LoRA layer{' of a diffusion model' if left_out else ''}{only}")
     mixed = [name for name in downs if not are_pair(downs[name], ups[name])]
     if mixed:
         raise I2LError(
             f"{source}: {len(mixed)} layers mix the names of two formats (down of one, up of the other): "
             f"{listed(mixed)}; export it again"
         )
-    return parts
+    return LoRAKeys(downs, ups, alphas, left_out)
+
+
+def _amounts(left_out: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {what}" for what, count in left_out.items())
+
+
+def _sizes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:
+    return {name: (layer.d_out, layer.d_in) for name, layer in layers.items()}
 
 
 def _recognise(
-    layers: Mapping[str, LowRank], architecture: Architecture | None, source: str
+    sizes: Mapping[str, tuple[int, int]], architecture: Architecture | None, source: str
 ) -> tuple[Architecture | None, str]:
-    """(the table of the names, the id of the base model or ""); `architecture` decides where several fit."""
-    found, model = recognise_lora({name: (layer.d_out, layer.d_in) for name, layer in layers.items()})
+    """(the architecture of the names, the id of the base model or ""); a given `architecture` decides."""
+    found = recognise_lora(sizes)
     if architecture is not None:
-        return architecture, model.id if model and model.architecture is architecture else ""
-    if len(found) > 1:
-        raise I2LError(
-            f"{source}: its names and sizes fit the {' and the '.join(one.title for one in found)} alike; "
-            "choose the base model that it is for"
+        models = [model for model in found.models if model.architecture is architecture]
+        return architecture, models[0].id if len(models) == 1 else ""
+    if found.nearest is not None:
+        other = other_model(sizes)
+        made_for = f"it is for {other.title}, which is not supported" if other else "it is for another model"
+        if found.strange:
+            what = f"{len(found.strange)} of its {len(sizes)} layers ({listed(found.strange)}) are not"
+            made_for += "" if other else ", or a converter broke the names"
+        else:
+            wrong = misshapen(found.nearest, sizes)
+            what = f"the sizes of {len(wrong)} of its {len(sizes)} layers ({listed(wrong)}) are not"
+        raise OtherKind(f"{source}: {what} of the {found.nearest.title}; {made_for}; {_BY_COMFYUI}")
+    titles = " and the ".join(one.title for one in found.architectures)
+    if len(found.architectures) > 1 and not found.models:
+        raise OtherKind(
+            f"{source}: its names are of the {titles} alike, but its sizes of no model that is supported; {_BY_COMFYUI}"
         )
-    return (found[0] if found else None), model.id if model else ""
+    if len(found.architectures) > 1:
+        raise I2LError(
+            f"{source}: its names and sizes fit the {titles} alike; choose the base model that it is for"
+        )
+    return (found.architectures[0] if found.architectures else None), found.model.id if found.model else ""
 
 
 def _architecture_by_weights(lora: LoRA) -> Architecture | None:
-    names = {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
-    found, _ = recognise_lora(names)
-    return found[0] if len(found) == 1 else None
+    found = recognise_lora(
+        {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
+    )
+    return found.architectures[0] if len(found.architectures) == 1 else None
 
 
 def _refuse_unknown(keys: list[str], total: int, source: str) -> None:
     if not keys:
         return
-    kinds = sorted({kind for mark, kind in _OTHER_KINDS.items() if any(mark in str(key) for key in keys)})
-    expected = "expected pairs of .lora_down.weight and .lora_up.weight"
-    found = f"it holds {', '.join(kinds)}, which is not supported" if kinds else "it is of another kind"
+    kinds = sorted({kind for key in keys if (kind := other_kind(key))})
+    holds = (
+        f"it holds {', '.join(kinds)}" if kinds else "expected pairs of .lora_down.weight and .lora_up.weight"
+    )
     raise OtherKind(
-        f"{source}: {len(keys)} of {total} tensors are no LoRA layers ({listed(map(str, keys))}); {expected}; {found}"
+        f"{source}: {len(keys)} of {total} tensors are no LoRA layers ({listed(map(str, keys))}): {holds}, and "
+        f"{_BY_COMFYUI}"
     )
 
 
-def _layer(weight: str, down: Any, up: Any, alpha: Any, source: str) -> LowRank:
+def _layer(name: str, down: Any, up: Any, alpha: Any, source: str, scale: Scale | None) -> LowRank:
     for tensor in (down, up):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise I2LError(f"{source}: {weight} holds {_type_of(tensor)}, expected floating point tensors")
+            raise I2LError(f"{source}: {name} holds {_type_of(tensor)}, expected floating point tensors")
         if tensor.ndim > 2:
             raise I2LError(
-                f"{source}: {weight} is {_type_of(tensor)}, of a convolution; only LoRAs of linear layers are "
+                f"{source}: {name} is {_type_of(tensor)}, of a convolution; only LoRAs of linear layers are "
                 "supported"
             )
+    down, up = _without_8_bit(down), _without_8_bit(up)
     dtype = torch.promote_types(down.dtype, up.dtype)
     try:
         layer = LowRank(down.to(dtype), up.to(dtype))
     except I2LError as error:
-        raise I2LError(f"{source}: {weight}: {error}") from error
+        raise I2LError(f"{source}: {name}: {error}") from error
     if not layer.is_finite():
-        raise I2LError(f"{source}: {weight} holds NaN or infinite values")
-    scale = 1.0 if alpha is None else _number(weight, alpha, source) / layer.rank
-    if scale == 1.0:
+        raise I2LError(f"{source}: {name} holds NaN or infinite values")
+    if alpha is not None:
+        factor = _number(name, alpha, source) / layer.rank
+    else:
+        factor = scale(name, layer.rank) if scale else 1.0
+    if factor == 1.0:
         return layer
-    return layer.to(dtype=torch.promote_types(dtype, torch.float32)).scaled(scale)
+    return layer.to(dtype=torch.promote_types(dtype, torch.float32)).scaled(factor)
+
+
+def _without_8_bit(tensor: Tensor) -> Tensor:
+    """8 bit floats, which torch can only convert, as bfloat16: each of their values is one of its."""
+    return tensor.bfloat16() if tensor.dtype.itemsize == 1 else tensor
 
 
 def _number(weight: str, alpha: Any, source: str) -> float:
