@@ -201,7 +201,8 @@ def _whole(weight: str, parts: list[tuple[Target, LowRank]], widths: Mapping[str
         return parts[0][1]
     if weight not in widths:
         raise I2LError(
-            f"the LoRA layers of {weight} cannot become one layer of the whole weight: its number of rows is not known"
+            f"the LoRA layers of {weight} cannot become one layer of the whole weight: its number of rows is "
+            "not known; apply the LoRA to its model instead of saving it"
         )
     d_out = widths[weight]
     if len({layer.d_in for _, layer in parts}) != 1:

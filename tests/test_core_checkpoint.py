@@ -40,8 +40,8 @@ CONFIG = QueryConfig(
     rank=2,
     token_dim=16,
     layers=(
-        LayerSpec("layers.0.qkv", (0, 12), 12, 12),
-        LayerSpec("layers.0.qkv", (12, 12), 12, 12),
+        LayerSpec("layers.0.attention.qkv", (0, 12), 12, 12),
+        LayerSpec("layers.0.attention.qkv", (12, 12), 12, 12),
         LayerSpec("layers.0.w1", None, 12, 20),
     ),
 )
@@ -291,11 +291,14 @@ METADATA: dict[str, tuple[Callable[[dict], Any], str]] = {
         r"predictor layers\[0\] lacks d_in, d_out, rows",
     ),
     "rows": (put("predictor", "layers", 0, "rows", [0, 99]), "99 rows, but d_out is 12"),
-    "rows type": (put("predictor", "layers", 0, "rows", [0.5, 12]), r"rows of layers\.0\.qkv must be"),
+    "rows type": (
+        put("predictor", "layers", 0, "rows", [0.5, 12]),
+        r"rows of layers\.0\.attention\.qkv must be",
+    ),
     "rows text": (put("predictor", "layers", 0, "rows", "ab"), r"layers\[0\] rows must be a pair or null"),
     "overlap": (
         put("predictor", "layers", 1, "rows", [11, 12]),
-        r"adapted layers overlap: layers\.0\.qkv\[0:12\] and",
+        r"adapted layers overlap: layers\.0\.attention\.qkv\[0:12\] and",
     ),
     "widths": (put("predictor", "layers", 1, "d_in", 13), "d_in differs inside one weight"),
     "encoder": (put("encoder", "kind", "vit"), "encoder kind must be"),

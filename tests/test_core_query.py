@@ -25,9 +25,9 @@ CONFIG = QueryConfig(
     rank=2,
     token_dim=16,
     layers=(
-        LayerSpec("layers.0.qkv", (0, 12), 12, 12),
-        LayerSpec("layers.0.qkv", (12, 12), 12, 12),
-        LayerSpec("layers.0.qkv", (24, 12), 12, 12),
+        LayerSpec("layers.0.attention.qkv", (0, 12), 12, 12),
+        LayerSpec("layers.0.attention.qkv", (12, 12), 12, 12),
+        LayerSpec("layers.0.attention.qkv", (24, 12), 12, 12),
         LayerSpec("layers.0.w1", None, 12, 20),
         LayerSpec("layers.0.w2", None, 20, 12),
         LayerSpec("layers.1.w1", None, 12, 20),
