@@ -1,5 +1,7 @@
 """The weights that ship with the pack: they load, they fit together, and the miniature does what it is for."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,15 @@ from i2l.i2l_core.demo.prompts import content_prompt, tokenise
 from i2l.i2l_core.demo.render import render
 from i2l.i2l_core.demo.style import sample_style
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.lora import LoRA
+from i2l.i2l_core.mixing.spectrum import cosine
+from i2l.i2l_core.pictures import read_reference
+from i2l.i2l_core.predictors import open_predictor
+from i2l.i2l_core.predictors.plain_runtime import PlainRuntime
 from i2l.i2l_core.predictors.query.file import load_predictor
+from i2l.i2l_core.references import Reference
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
+from i2l.tools.host import ROOT
 
 STYLES, PICTURES = 12, 6
 
@@ -86,3 +95,24 @@ def test_predicted_lora_explains_its_own_style_better_than_none_and_than_another
     own, none, other = loss(lora), loss(None), loss(wrong)
     assert own < 0.97 * none
     assert own < 0.95 * other
+
+
+@torch.inference_mode()
+def test_what_a_mask_hides_does_not_reach_the_lora():
+    """Half of each reference is of another style, behind the mask. The encoder looks around masks on its tokens."""
+    styles = sorted(path for path in (ROOT / "workflows" / "library").iterdir() if path.is_dir())
+    pictures = [[read_reference(path / f"{n}.png").pixels for n in (1, 2)] for path in styles]
+    runtime = PlainRuntime(torch.device("cpu"))
+    predictor = open_predictor(files.WEIGHTS / files.PREDICTOR, runtime)
+
+    def lora(pixels: torch.Tensor, mask: torch.Tensor | None = None) -> LoRA:
+        return predictor.predict([Reference(pixels, 1.0, mask)]).lora
+
+    for (shown, _), (_, hidden) in itertools.pairwise([*pictures, pictures[0]]):
+        half = shown.shape[1] // 2
+        mask = torch.ones(shown.shape[:2])
+        mask[:, half:] = 0
+        both = torch.cat([shown[:, :half], hidden[:, half:]], dim=1)
+        masked, right, other = lora(both, mask), lora(shown), lora(hidden)
+        assert cosine(masked, right) > 0.98  # 0.77 to 0.98 with weights on tokens alone
+        assert abs(cosine(masked, other) - cosine(right, other)) < 0.03
