@@ -12,6 +12,7 @@ help:
 	@echo "make check   lint, types and the tests that need no server"
 	@echo "make test    lint, types and all tests, with the real server and a real browser"
 	@echo "make bench   every benchmark"
+	@echo "make evidence the tests of the study and of the paper's Table 1"
 	@echo "make link    link this pack into the custom_nodes of COMFYUI_PATH"
 
 setup:
@@ -31,11 +32,16 @@ lint: setup
 .PHONY: lint
 
 check: lint
-	$(PYTHON) -m pytest tests -q -m "not server and not slow"
+	$(PYTHON) -m pytest tests -q -m "not server and not slow and not evidence"
 
 test: lint
 	@$(BASE_PYTHON) -m tools.setup --browser
-	$(PYTHON) -m pytest tests -q
+	$(PYTHON) -m pytest tests -q -m "not evidence"
+
+# the tests of what measures: the study, and the paper's Table 1
+evidence: setup
+	$(PYTHON) -m pytest tests -q -m evidence
+.PHONY: evidence
 
 bench: setup
 	@set -e; for name in $(BENCHES); do echo "== bench.$$name"; $(PYTHON) -m bench.$$name --json; done

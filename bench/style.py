@@ -1,12 +1,10 @@
 """Does a predicted LoRA carry the style, and only the style? Measured on styles that no training ever saw.
 
     python -m bench.style --json [--styles 128] [--sheet PATH]
-    python -m bench.style --guidance --json
 
 For every held-out style: four reference pictures, and pictures sampled from prompts for other, held-out contents
-with no LoRA, with the predicted one, and with the one predicted for another style. With --guidance: the predicted
-one on both sides of CFG against asymmetric guidance (the LoRA of gray pictures on the negative side), at cfg 4
-and 7. How both figures are measured, and why one can trust them: docs/evidence.md.
+with no LoRA, with the predicted one, and with the one predicted for another style. Asymmetric
+guidance: `python -m bench.study guidance`. How the figures are measured, and why one can trust them: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -19,11 +17,8 @@ from typing import Any
 import torch
 
 from i2l_core.demo.sampler import Sampling
-from i2l_core.references import GRAY
 
-from ._world import Bench, Case, LoRAs, predict, repeated, rolled, save_sheet
-
-_GUIDANCE = (4.0, 7.0)
+from ._world import Bench, Case, LoRAs, predict, rolled, save_sheet
 
 
 def main() -> None:
@@ -31,18 +26,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print nothing but the result")
-    parser.add_argument("--guidance", action="store_true", help="asymmetric against symmetric guidance")
     parser.add_argument("--styles", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=3.0, help="without --guidance, which has its own")
+    parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--sheet", type=Path, help="also save the pictures of the first styles, to look at")
     options = parser.parse_args()
     with torch.inference_mode():
         bench = Bench(options.styles, not options.json)
-        if options.guidance:
-            cases, result = guidance(bench, options.steps)
-        else:
-            cases, result = predicted(bench, Sampling(options.steps, options.cfg))
+        cases, result = predicted(bench, Sampling(options.steps, options.cfg))
     if options.sheet is not None:
         save_sheet(options.sheet, bench.references, cases)
     print(json.dumps(result))
@@ -67,27 +58,6 @@ def predicted(bench: Bench, sampling: Sampling) -> tuple[list[Case], dict[str, A
         "sampling": {"steps": sampling.steps, "cfg": sampling.cfg},
     }
     return list(cases.values()), {**result, **bench.about()}
-
-
-def guidance(bench: Bench, steps: int) -> tuple[list[Case], dict[str, Any]]:
-    loras = predict(bench.references)
-    gray = torch.full_like(bench.references[:1], GRAY)
-    neutral = repeated(predict(gray), bench.styles)
-    all_cases, result = [], {}
-    for cfg in _GUIDANCE:
-        sampling = Sampling(steps, cfg)
-        symmetric = bench.paint(f"symmetric, cfg {cfg:g}", sampling, loras, loras)
-        asymmetric = bench.paint(f"asymmetric, cfg {cfg:g}", sampling, loras, neutral)
-        all_cases += [symmetric, asymmetric]
-        result[f"cfg {cfg:g}"] = {
-            "symmetric": symmetric.figures(),
-            "asymmetric": asymmetric.figures(),
-            "style_distance_change": bench.paired(asymmetric.style_distance, symmetric.style_distance),
-            "prompt_accuracy_change": bench.paired(
-                asymmetric.right.float().mean(1), symmetric.right.float().mean(1)
-            ),
-        }
-    return all_cases, {**result, "steps": steps, **bench.about()}
 
 
 def _ratio(a: Case, b: Case) -> float:

@@ -16,6 +16,8 @@ from conftest import ROOT
 from tiny_world import random_demo_weights
 from torch import Tensor
 
+pytestmark = pytest.mark.evidence
+
 STYLES, PARTS = 3, ("fidelity", "leakage")
 
 

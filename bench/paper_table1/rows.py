@@ -1,4 +1,4 @@
-"""What is measured: rows of prompts, styles, and one folder of pictures for each method (docs/table1.md)."""
+"""What is measured: rows of prompts, styles, and one folder of pictures for each method (docs/paper_table1.md)."""
 
 from __future__ import annotations
 

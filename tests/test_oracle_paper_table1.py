@@ -1,4 +1,4 @@
-"""bench.table1 against diffsynth's metrics: the same CLIP scores, and its own metrics behind our names."""
+"""bench.paper_table1 against diffsynth's metrics: the same CLIP scores, and its own metrics behind our names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import SIDE, WIDTH, save_clip, tiny_clip, tiny_processor
 
-from i2l.bench.table1.clip import Clip, ClipJudge
-from i2l.bench.table1.published import INSTALL, PublishedJudge, load_published
-from i2l.bench.table1.rows import Sample, Style
+from i2l.bench.paper_table1.clip import Clip, ClipJudge
+from i2l.bench.paper_table1.published import INSTALL, PublishedJudge, load_published
+from i2l.bench.paper_table1.rows import Sample, Style
 from i2l.i2l_core.errors import I2LError
+
+pytestmark = pytest.mark.evidence
 
 SAMPLE = Sample("a", "a cat", Style("ink", "bold ink", ()))
 CPU = torch.device("cpu")

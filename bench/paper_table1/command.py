@@ -23,7 +23,7 @@ from .rows import Material, read_material
 from .sources import FIDELITY, SOURCES, TABLE, Judge, Plan, load, plan
 
 _ABOUT = """The paper's Table 1 on your pictures: CLIP-Text, CLIP-Style, Aesthetic, PickScore, ImageReward, HPSv2,
-HPSv3 and their normalised overall, and the SVD paper's S_txt, S_img and harmonic mean. Files: docs/table1.md."""
+HPSv3 and their normalised overall, and the SVD paper's S_txt, S_img and harmonic mean. Files: docs/paper_table1.md."""
 
 _EVERY = 100  # pictures between two words of progress
 
@@ -134,7 +134,7 @@ def _check_styles(material: Material, figures: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m bench.table1", description=_ABOUT)
+    parser = argparse.ArgumentParser("python -m bench.paper_table1", description=_ABOUT)
     parser.add_argument("--pictures", type=Path, required=True, help="a folder with one folder per method")
     parser.add_argument("--prompts", type=Path, required=True, help=".jsonl: picture, prompt, style")
     parser.add_argument("--styles", type=Path, required=True, help=".jsonl: style, description, references")

@@ -1,4 +1,4 @@
-"""bench.table1 with tiny random CLIPs: the equations by hand, the files, and every refusal."""
+"""bench.paper_table1 with tiny random CLIPs: the equations by hand, the files, and every refusal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from PIL import Image
 from tiny_clip import BEGIN, END, POSITIONS, SIDE, VOCABULARY, save_clip
 from torch import Tensor
 
-from i2l.bench.table1.command import main, table
-from i2l.bench.table1.overall import harmonic, overall, telling
-from i2l.bench.table1.rows import methods, read_prompts, read_styles
-from i2l.bench.table1.sources import SOURCES, TABLE, plan
+from i2l.bench.paper_table1.command import main, table
+from i2l.bench.paper_table1.overall import harmonic, overall, telling
+from i2l.bench.paper_table1.rows import methods, read_prompts, read_styles
+from i2l.bench.paper_table1.sources import SOURCES, TABLE, plan
 from i2l.i2l_core.errors import I2LError
+
+pytestmark = pytest.mark.evidence
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 METHODS = ("ours", "theirs")
