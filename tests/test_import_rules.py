@@ -9,8 +9,9 @@ commands may bring core and host room together, and accelerate for training.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,12 +46,19 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-PACK = [*([ROOT / "__init__.py"] if (ROOT / "__init__.py").exists() else []), *sources("nodes", CORE)]
-by_file = pytest.mark.parametrize("path", PACK, ids=name_of)
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Every file of the pack, parsed once with the grammar of the oldest Python."""
+    paths = [ROOT / "__init__.py", *sources("nodes", CORE)]
+    assert len(paths) > 100
+    return {
+        path: ast.parse(path.read_text("utf-8"), name_of(path), feature_version=(3, 10)) for path in paths
+    }
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text("utf-8"), name_of(path))
+def none(offenders: Iterable[str], rule: str) -> None:
+    offenders = list(offenders)
+    assert not offenders, f"{rule}:\n  " + "\n  ".join(offenders)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -106,100 +114,130 @@ def in_room(path: Path, room: str) -> bool:
     return name_of(path).startswith(room + "/")
 
 
-def test_there_is_something_to_check():
-    assert len(PACK) > 5
+def test_only_allowed_packages_are_imported():
+    def allowed(path: Path) -> set[str]:
+        packages = set(sys.stdlib_module_names) | CORE_MAY
+        if not in_room(path, CORE) or in_room(path, HOST_ROOM):
+            packages |= HOST
+        if in_room(path, COMMANDS):
+            packages |= {"accelerate"}
+        return packages - SLOW if in_room(path, "nodes") else packages
+
+    none(
+        (
+            f"{name_of(path)}:{line}: {package}"
+            for path, tree in trees().items()
+            for package, line in imports(tree)
+            if package not in allowed(path)
+        ),
+        "imports that this room may not have",
+    )
 
 
-@by_file
-def test_only_allowed_packages_are_imported(path):
-    allowed = set(sys.stdlib_module_names) | CORE_MAY
-    if not in_room(path, CORE) or in_room(path, HOST_ROOM):
-        allowed |= HOST
-    if in_room(path, COMMANDS):
-        allowed |= {"accelerate"}
-    if in_room(path, "nodes"):
-        allowed -= SLOW
-    wrong = [f"line {line}: {package}" for package, line in imports(tree_of(path)) if package not in allowed]
-    assert not wrong, f"{name_of(path)} imports {wrong}"
+def test_the_pack_imports_itself_relatively_and_never_upwards():
+    absolute = (
+        f"{name_of(path)}:{line}: {package}: the pack's folder has any name: import relatively"
+        for path, tree in trees().items()
+        for package, line in imports(tree)
+        if package in (CORE, "i2l")
+    )
+    upwards = (
+        f"{name_of(path)}:{line}: {target}"
+        for path, tree in trees().items()
+        for target, line in relative_imports(tree, path)
+        if Path(target).is_absolute()
+        or target.split("/")[0] in ("tests", "tools", "bench")
+        or (in_room(path, CORE) and target.split("/")[0] != CORE)
+    )
+    none([*absolute, *upwards], "imports from outside the pack, or from nodes in the core")
 
 
-@by_file
-def test_the_pack_imports_itself_relatively_and_never_upwards(path):
-    for package, line in imports(tree_of(path)):
-        assert package not in (CORE, "i2l"), (
-            f"{name_of(path)}:{line}: the pack's folder has any name: import relatively"
-        )
-    for target, line in relative_imports(tree_of(path), path):
-        assert not Path(target).is_absolute(), f"{name_of(path)}:{line} imports from outside the pack"
-        if in_room(path, CORE):
-            assert target.split("/")[0] == CORE, f"{name_of(path)}:{line}: the core imports {target}"
-        assert target.split("/")[0] not in ("tests", "tools", "bench"), f"{name_of(path)}:{line}: {target}"
+def test_the_core_outside_its_host_room_does_not_reach_the_host_room():
+    none(
+        (
+            f"{name_of(path)}:{line}: {target}"
+            for path, tree in trees().items()
+            if in_room(path, CORE) and not in_room(path, HOST_ROOM) and not in_room(path, COMMANDS)
+            for target, line in relative_imports(tree, path)
+            if (target + "/").startswith(HOST_ROOM + "/")
+        ),
+        "only commands bring core and host together",
+    )
 
 
-@by_file
-def test_the_core_outside_its_host_room_does_not_reach_the_host_room(path):
-    if not in_room(path, CORE) or in_room(path, HOST_ROOM) or in_room(path, COMMANDS):
-        return
-    for target, line in relative_imports(tree_of(path), path):
-        assert not (target + "/").startswith(HOST_ROOM + "/"), f"{name_of(path)}:{line} imports {target}"
+def test_slow_packages_are_imported_where_they_are_used():
+    none(
+        (
+            f"{name_of(path)}:{line}: {package}"
+            for path, tree in trees().items()
+            for node in at_import_time(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for package, line in imports(node)
+            if package in SLOW
+        ),
+        "imported when ComfyUI starts",
+    )
 
 
-@by_file
-def test_slow_packages_are_imported_where_they_are_used(path):
-    for node in at_import_time(tree_of(path)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found = {package for package, _ in imports(node)} & SLOW
-            assert not found, f"{name_of(path)}:{node.lineno} imports {found} when ComfyUI starts"
+def test_no_network_no_programs_no_pickle():
+    none(
+        (
+            f"{name_of(path)}:{line}: {package}"
+            for path, tree in trees().items()
+            for package, line in imports(tree)
+            if package in NETWORK_AND_PROGRAMS | UNPICKLERS
+        ),
+        "packages that open the network, start programs or unpickle",
+    )
 
 
-@by_file
-def test_no_network_no_programs_no_pickle(path):
-    wrong = [
-        f"line {line}: {package}"
-        for package, line in imports(tree_of(path))
-        if package in NETWORK_AND_PROGRAMS | UNPICKLERS
-    ]
-    assert not wrong, f"{name_of(path)} imports {wrong}"
+def test_no_print_and_no_unsafe_call():
+    none(
+        (
+            f"{name_of(path)}:{node.lineno}: {ast.unparse(node)}"
+            for path, tree in trees().items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and is_forbidden(node, FORBIDDEN_CALLS - ({"print"} if path.name == "__main__.py" else set()))
+        ),
+        "forbidden calls",
+    )
 
 
-@by_file
-def test_no_print_and_no_unsafe_call(path):
-    forbidden = FORBIDDEN_CALLS - ({"print"} if path.name == "__main__.py" else set())
-    wrong = [
-        f"line {node.lineno}: {ast.unparse(node)}"
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Call) and is_forbidden(node, forbidden)
-    ]
-    assert not wrong, f"{name_of(path)} calls {wrong}"
-
-
-@by_file
-def test_text_files_have_an_encoding(path):
+def test_text_files_have_an_encoding():
     """Without one it is UTF-8 here and something else on Windows."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            words = [ast.unparse(word) for word in (*node.args, *(each.value for each in node.keywords))]
-            if node.func.attr in ("read_text", "write_text"):
-                assert "'utf-8'" in words, f"{name_of(path)}:{node.lineno}"
+    none(
+        (
+            f"{name_of(path)}:{node.lineno}"
+            for path, tree in trees().items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("read_text", "write_text")
+            and "'utf-8'"
+            not in [ast.unparse(each) for each in (*node.args, *(k.value for k in node.keywords))]
+        ),
+        "text files without encoding",
+    )
 
 
-@by_file
-def test_the_syntax_is_that_of_the_oldest_python(path):
-    ast.parse(path.read_text("utf-8"), name_of(path), feature_version=(3, 10))
-
-
-@by_file
-def test_no_exception_is_swallowed(path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ExceptHandler):
-            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
-            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
-            assert raises or not broad, f"{name_of(path)}:{node.lineno} catches everything and does not raise"
+def test_no_exception_is_swallowed():
+    none(
+        (
+            f"{name_of(path)}:{node.lineno}"
+            for path, tree in trees().items()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ExceptHandler)
+            and (node.type is None or ast.unparse(node.type) in ("Exception", "BaseException"))
+            and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        ),
+        "handlers that catch everything and do not raise",
+    )
 
 
 def test_the_entry_point_imports_only_the_node_list_and_the_host_interface():
     path = ROOT / "__init__.py"
-    tree = tree_of(path)
+    tree = trees()[path]
     assert {package for package, _ in imports(tree)} <= {
         "__future__",
         "typing",
