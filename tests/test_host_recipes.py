@@ -5,16 +5,16 @@ Both are added to a copy of the pack, which is imported under a name of its own.
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import shutil
-import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from copied_pack import imported_as
 from safetensors.torch import save_file
 from torch import nn
 
@@ -91,31 +91,24 @@ class ToyNetwork(nn.Module):
 
 
 @pytest.fixture
-def pack(tmp_path: Path) -> Any:
+def pack(tmp_path: Path) -> Iterator[Callable[..., Callable[[str], types.ModuleType]]]:
     """A copy of the pack's code to which a recipe is applied; gives a function that imports its modules."""
-    shutil.copytree(
-        ROOT / "i2l_core",
-        tmp_path / "i2l_core",
-        ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"),
-    )
-    name = "i2l_with_a_toy"
+    without = shutil.ignore_patterns("*.safetensors", "__pycache__")
+    shutil.copytree(ROOT / "i2l_core", tmp_path / "i2l_core", ignore=without)
+    with contextlib.ExitStack() as stack:
 
-    def add(room: str, text: str, entries: dict[str, str]) -> Callable[[str], types.ModuleType]:
-        (tmp_path / "i2l_core" / room / "toy.py").write_text(text, "utf-8")
-        path = tmp_path / "i2l_core" / room / "__init__.py"
-        source = path.read_text("utf-8")
-        for before, after in entries.items():
-            assert source.count(before) == 1
-            source = source.replace(before, after)
-        path.write_text(source, "utf-8")
-        package = types.ModuleType(name)
-        package.__path__ = [str(tmp_path)]
-        sys.modules[name] = package
-        return lambda module: importlib.import_module(f"{name}.i2l_core.{module}")
+        def add(room: str, text: str, entries: dict[str, str]) -> Callable[[str], types.ModuleType]:
+            (tmp_path / "i2l_core" / room / "toy.py").write_text(text, "utf-8")
+            path = tmp_path / "i2l_core" / room / "__init__.py"
+            source = path.read_text("utf-8")
+            for before, after in entries.items():
+                assert source.count(before) == 1
+                source = source.replace(before, after)
+            path.write_text(source, "utf-8")
+            module = stack.enter_context(imported_as("i2l_with_a_toy", tmp_path))
+            return lambda name: module(f"i2l_core.{name}")
 
-    yield add
-    for module in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
-        del sys.modules[module]
+        yield add
 
 
 def test_a_base_model_is_one_file_and_one_line(host: Any, pack: Any, tmp_path: Path):

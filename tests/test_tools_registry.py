@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as xml
+from pathlib import Path
 from typing import Any
 
 import pytest
+from copied_pack import imported_as
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -75,3 +79,23 @@ def test_the_icon_is_square_and_only_draws(config):
     }
     address = config.tool_comfy.icon
     assert not address or re.fullmatch(rf"https://\S+/{ICON.relative_to(ROOT).as_posix()}", address)
+
+
+def test_what_an_artist_installs_runs_by_itself(host, tmp_path: Path):
+    """Without the files of .comfyignore: every node has a schema, and the demo loads."""
+    git = ("git", "-C", str(ROOT), "ls-files")
+    ignored = set(
+        subprocess.check_output([*git, "-ci", "--exclude-from=.comfyignore"], text=True).splitlines()
+    )
+    kept = [path for path in subprocess.check_output(git, text=True).splitlines() if path not in ignored]
+    assert {"tests", "bench", "tools"} <= {path.split("/")[0] for path in ignored}
+    assert not {"nodes", "workflows", "web", "locales"} & {path.split("/")[0] for path in ignored}
+    for path in kept:
+        if (ROOT / path).is_file():  # not one that is deleted and not committed yet
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, tmp_path / path)
+    with imported_as("i2l_installed", tmp_path) as module:
+        for node in module("nodes").NODES:
+            assert node.GET_SCHEMA().node_id
+        outputs = module("nodes.demo").LoadI2LDemo.execute()
+        assert len(outputs.args) == 4
