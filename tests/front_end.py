@@ -45,8 +45,11 @@ HOSTS_OWN = re.compile(
     r"/(api/)?user(\.css|data)"
     r"|/docs/\w+/[\w-]+\.md"
     r"|graph accessed before initialization"
+    r"|Attempted to access LGraph reference that was null"  # a growing input of a node that was taken away
     r"|violates the (following|document's) Content Security Policy"
 )
+
+TOAST = ".p-toast-detail, [data-testid='toast'] .whitespace-pre-line"  # what a message says; the second from 1.58 on
 
 READY = """() => window.app?.vueAppReady && app.extensionManager && window.LiteGraph
     && "ImagesToLoRA" in LiteGraph.registered_node_types"""
@@ -139,12 +142,16 @@ class FrontEnd:
 
     def __post_init__(self) -> None:
         self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("pageerror", lambda error: self._complain(str(error)))
 
     def _hear(self, message: ConsoleMessage) -> None:
         text = f"{message.text} ({message.location.get('url')})"
         ours = PACK_FOLDER in text and message.type == "warning"
-        if (message.type == "error" or ours) and not HOSTS_OWN.search(text):
+        if message.type == "error" or ours:
+            self._complain(text)
+
+    def _complain(self, text: str) -> None:
+        if not HOSTS_OWN.search(text):
             self.complaints.append(text)
 
     @property
@@ -188,7 +195,9 @@ class FrontEnd:
         """A graph with a node of each of these classes, far apart, and nothing else; nothing is on the screen."""
         self.complaints.clear()
         self.expected.clear()
-        self.ask("() => app.extensionManager.toast.removeAll()")
+        self.ask(
+            "() => { const { toast } = app.extensionManager; (toast.removeAll ?? toast.dismissAll).call(toast); }"
+        )
         self.load({"version": 0.4, "nodes": [], "links": [], "last_node_id": 0, "last_link_id": 0})
         self.ask(ADD, kinds)
         self.wait(CAPTURED, len(kinds))
@@ -277,11 +286,11 @@ class FrontEnd:
 
     def sentences(self) -> list[str]:
         """What the messages at the corner of the screen say now."""
-        return self.page.locator(".p-toast-detail").all_inner_texts()
+        return self.page.locator(TOAST).all_inner_texts()
 
     def said(self, words: str) -> str:
         """Wait for a message at the corner of the screen that holds `words`, and return all of it."""
-        found = self.page.locator(".p-toast-detail", has_text=words).first
+        found = self.page.locator(TOAST, has_text=words).first
         found.wait_for()
         return found.inner_text()
 

@@ -91,6 +91,7 @@ class ComfyServer:
             str(self.output),
             "--database-url",
             f"sqlite:///{self.base / 'user' / 'comfyui.db'}",
+            *(("--front-end-root", str(self.host.front_end)) if self.host.front_end else ()),
             *more,
         ]
 

@@ -1,7 +1,8 @@
 """Which ComfyUI is used, with which Python, and how it is imported into a running Python.
 
 `COMFYUI_PATH` names an existing installation; without it the one that `make setup` made in `.host/ComfyUI` is
-used. `COMFYUI_PYTHON` names the Python to start it with.
+used. `COMFYUI_PYTHON` names the Python to start it with, `COMFYUI_FRONT_END` the static files of another front end
+than the one that this Python has.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ class HostError(RuntimeError):
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI installation: `path` holds main.py, `python` is the interpreter that has its requirements."""
+    """A ComfyUI installation: `path` holds main.py, `python` is the interpreter that has its requirements.
+
+    `front_end`: a folder with the static files of a front end, when it is not that of `python`.
+    """
 
     path: Path
     python: Path
     own: bool
+    front_end: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("main.py", "folder_paths.py", "comfy"):
@@ -40,6 +45,11 @@ class Host:
                     "run `make setup`" if self.own else "set COMFYUI_PATH to the folder that holds main.py"
                 )
                 raise HostError(f"No ComfyUI in {self.path} ({name} is missing): {where}.")
+        if self.front_end is not None and not (self.front_end / "index.html").is_file():
+            raise HostError(
+                f"No front end in {self.front_end} (index.html is missing): set COMFYUI_FRONT_END to the folder "
+                "static of a package comfyui-frontend-package."
+            )
         if not self.python.exists():
             where = (
                 "run `make setup`" if self.own else "set COMFYUI_PYTHON to the Python that runs this ComfyUI"
@@ -49,11 +59,13 @@ class Host:
 
 def find_host() -> Host:
     """The host named by the environment, or the one that `make setup` made. Raises HostError."""
-    named = os.environ.get("COMFYUI_PATH", "").strip()
-    if not named:
-        return Host(OWN_HOST, OWN_PYTHON, own=True)
-    path = Path(named).expanduser().resolve()
-    return Host(path, _python_of(path), own=False)
+    named, front_end = (
+        Path(value).expanduser().resolve() if (value := os.environ.get(name, "").strip()) else None
+        for name in ("COMFYUI_PATH", "COMFYUI_FRONT_END")
+    )
+    if named is None:
+        return Host(OWN_HOST, OWN_PYTHON, True, front_end)
+    return Host(named, _python_of(named), False, front_end)
 
 
 def _python_of(path: Path) -> Path:
