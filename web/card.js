@@ -3,12 +3,13 @@
  * wrong with it.
  *
  * The card is a DOM widget, which the classic and the Vue node renderer both show. It is there only while it has
- * something to say. The report is kept in the node's properties, so it is saved with the workflow, and with every
- * picture that carries the workflow. Thumbnails of somebody's references do not belong there: the browser remembers
- * them, for as long as the tab is open.
+ * something to say. The report is kept in the node's properties, so it is saved with the workflow, but not with
+ * pictures: what a run writes into them was put together before the run, and its cards are those of the run before.
+ * Thumbnails of somebody's references do not belong there: the browser remembers them, for as long as the tab is open.
  */
 
 import { app } from "../../scripts/app.js";
+import { savedNodes } from "./graph.js";
 import { say } from "./words.js";
 
 const NAME = "i2l_card"; // of the widget, of the property, and of what nodes report
@@ -42,6 +43,15 @@ export function showKept(node) {
     console.info(`i2L: what ${node.type} ${node.id} kept of its last run cannot be shown`, error);
     delete node.properties[NAME];
     show(node, { report: undefined });
+  }
+}
+
+/** A run is put together: take the cards of the run before out of the workflow that its pictures will carry. */
+export function dropKept(workflow) {
+  for (const node of savedNodes(workflow)) {
+    if (!node.properties?.[NAME]) continue;
+    node.properties = { ...node.properties };
+    delete node.properties[NAME];
   }
 }
 
@@ -133,19 +143,18 @@ function heightOf(element, width) {
 }
 
 /**
- * Put the report into the state that undo compares with, too: it is no step of the artist's that undo should take
- * back. Then tell the front end, which marks the workflow as changed and stores its draft.
+ * Put the node, with its report, into the state that undo compares with, too: it is no step of the artist's that undo
+ * should take back. The whole node, because a front end saves more of a node that has a card (from 1.51 on its empty
+ * values). Then tell the front end, which marks the workflow as changed and stores its draft.
  */
 function settle(node) {
   const tracker = app.extensionManager.workflow?.activeWorkflow?.changeTracker;
   const state = tracker?.activeState;
   const graphs = state ? [state, ...(state.definitions?.subgraphs ?? [])] : [];
-  const saved = graphs
-    .find(({ id }) => id === node.graph?.id)
-    ?.nodes?.find(({ id }) => String(id) === String(node.id));
-  if (!saved) return;
-  saved.properties = { ...saved.properties, [NAME]: node.properties[NAME] };
-  saved.size = [...node.size];
+  const nodes = graphs.find(({ id }) => id === node.graph?.id)?.nodes ?? [];
+  const at = nodes.findIndex(({ id }) => String(id) === String(node.id));
+  if (at < 0) return;
+  nodes[at] = JSON.parse(JSON.stringify(node.serialize()));
   tracker.updateModified?.();
 }
 

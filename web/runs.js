@@ -5,7 +5,7 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { showProblem } from "./card.js";
+import { dropKept, showProblem } from "./card.js";
 import { everyNode, nodeAt } from "./graph.js";
 import { say, tell } from "./words.js";
 
@@ -15,6 +15,13 @@ let running = ""; // the id of the run that has started and not ended
 export function watchRuns(isOurs) {
   const ourNodes = () => everyNode(app.rootGraph).filter(isOurs);
   const on = (type, act) => app.api.addEventListener(type, ({ detail }) => act(detail));
+
+  const { graphToPrompt } = app;
+  app.graphToPrompt = async function (...args) {
+    const prompt = await graphToPrompt.apply(this, args);
+    dropKept(prompt?.workflow);
+    return prompt;
+  };
 
   on("execution_start", ({ prompt_id: id }) => {
     running = id;
