@@ -1,4 +1,4 @@
-"""Held-out styles of the tiny world, painted with a LoRA each and judged: what the measurements of quality share."""
+"""Held-out styles of the demo world, painted with a LoRA each and judged: what the measurements of quality share."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Case:
 
 
 class Bench:
-    """`styles` held-out styles, the tiny world's networks, and the judge; each loaded once.
+    """`styles` held-out styles, the demo world's networks, and the judge; each loaded once.
 
     Of each style there are `n_references` pictures to predict from and `n_prompts` held-out contents to paint, none
     of which a reference shows. Everything is on `device`: the GPU if there is one. `compiled`: minutes to begin with

@@ -1,4 +1,4 @@
-"""Mixing styles, measured in the tiny world: whose style wins, and is every control as monotone as it looks?
+"""Mixing styles, measured in the demo world: whose style wins, and is every control as monotone as it looks?
 
     python -m bench.fusion --json [--styles 32] [--sheet PATH]
 

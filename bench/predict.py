@@ -2,7 +2,7 @@
 
     python -m bench.predict --json [--full] [--v1 GB]
 
-Sizes: the tiny world's shipped predictor, and with a GPU (or --full) a full-size one with random weights: SigLIP2
+Sizes: the demo world's shipped predictor, and with a GPU (or --full) a full-size one with random weights: SigLIP2
 so400m-patch16-384, hidden 2048, every Linear of the blocks of FLUX.2 klein 4B, rank 16. The roofline is the larger
 of the multiplications over the machine's measured matrix speed and the weights over its measured bandwidth, both
 measured in this run. With --v1, decoding with the predictors of version 1 instead, against DiffSynth-Studio's code.

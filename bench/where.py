@@ -1,4 +1,4 @@
-"""What each part of the network does to style and to content: the predicted LoRA limited to it, in the tiny world.
+"""What each part of the network does to style and to content: the predicted LoRA limited to it, in the demo world.
 
     python -m bench.where --json [--styles 32]
 

@@ -1,4 +1,4 @@
-"""Load the tiny world that ships with the pack."""
+"""Load the demo model that ships with the pack."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ class LoadI2LDemo(io.ComfyNode):
             node_id="LoadI2LDemo",
             display_name="Load i2L Demo",
             category=CATEGORY,
-            description="Loads the tiny world that ships with the pack: a model of 128x128 pictures with "
-            "its text encoder, VAE and predictor. Everything runs without a download, on any computer.",
+            description="Loads the demo model that ships with the pack, which draws 128x128 pictures, with its "
+            "text encoder, VAE and predictor. It needs no download and runs on any computer.",
             search_aliases=["i2l", "example", "try without download", "tiny model", "image to lora demo"],
             inputs=[],
             outputs=[
                 io.Model.Output(
-                    "model", tooltip="The small diffusion model: 128x128 pictures of stars, fish, houses, ..."
+                    "model",
+                    tooltip="The demo diffusion model. It draws 128x128 pictures of stars, fish, houses, ...",
                 ),
                 io.Clip.Output(
-                    "clip", tooltip="Its text encoder. It knows a few dozen words: see the help of this node."
+                    "clip",
+                    tooltip="Its text encoder. It knows a few dozen words, listed in the help of this node.",
                 ),
-                io.Vae.Output("vae", tooltip="Its VAE, 16 channels at 1/8, like that of Z-Image."),
+                io.Vae.Output("vae", tooltip="Its VAE: 16 channels at 1/8 of the size, as in Z-Image."),
                 Predictor.Output("predictor", tooltip="Its predictor, for Images to LoRA."),
             ],
         )

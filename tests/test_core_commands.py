@@ -44,7 +44,7 @@ def query(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def version_1(tmp_path: Path) -> Path:
-    """A predictor for the tiny world, and its encoders beside it as they are published."""
+    """A predictor for the demo world, and its encoders beside it as they are published."""
     folder = tmp_path / "v1"
     save_encoder(folder / "SigLIP2-G384" / "model.safetensors", TINY[SIGLIP2], torch.bfloat16)
     save_encoder(folder / "DINOv3-7B" / "model.safetensors", TINY[DINOV3], torch.bfloat16)

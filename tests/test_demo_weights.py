@@ -1,4 +1,4 @@
-"""The weights that ship with the pack: they load, they fit together, and the miniature does what it is for."""
+"""The weights that ship with the pack: they load, they fit together, and the demo model does what it is for."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def test_all_weights_together_stay_small():
 
 def test_missing_weights_say_how_to_get_them(tmp_path):
     with pytest.raises(
-        I2LError, match=r"the tiny world lacks judge\.safetensors in .*: install the pack again"
+        I2LError, match=r"the demo model lacks judge\.safetensors in .*: install the pack again"
     ):
         files.load_judge(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The tiny world's pictures, prompts and splits."""
+"""The demo world's pictures, prompts and splits."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The tiny world in the host: the same numbers as in training, through the host's own nodes."""
+"""The demo world in the host: the same numbers as in training, through the host's own nodes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 
 def predicted() -> Prompt:
-    """Two LoRAs of the tiny world, "blue" and "red"."""
+    """Two LoRAs of the demo world, "blue" and "red"."""
     nodes: dict[str, tuple[str, dict[str, Any]]] = {"demo": ("LoadI2LDemo", {})}
     for name, colour in (("blue", 0x3366CC), ("red", 0xCC3333)):
         size = {"width": 64, "height": 64, "batch_size": 1, "color": colour}

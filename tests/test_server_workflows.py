@@ -1,4 +1,4 @@
-"""Every shipped workflow of the tiny world on the real server: it runs to a picture, and shows what it promises."""
+"""Every shipped workflow of the demo world on the real server: it runs to a picture, and shows what it promises."""
 
 from __future__ import annotations
 

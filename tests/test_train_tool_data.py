@@ -301,7 +301,7 @@ def test_the_tiny_encoder_as_one_product_is_the_encoder(tmp_path):
 def test_words_that_the_tiny_world_does_not_know_are_refused(tmp_path):
     world = TinyWorld(write_world(tmp_path), torch.device("cpu"), False)
     world.check_prompt("two stars on the left, neon", "row 1")
-    with pytest.raises(I2LError, match=r"row 2: the tiny world does not know cat, stone; use its words"):
+    with pytest.raises(I2LError, match=r"row 2: the demo model does not know cat, stone; use its words"):
         world.check_prompt("one cat on the stone", "row 2")
     with pytest.raises(I2LError, match=r"row 3: the prompt has more than the 16 words"):
         world.check_prompt("star " * 17, "row 3")

@@ -1,4 +1,4 @@
-"""Trainings of a few seconds: a tiny world of one layer with random weights, a data set of small pictures, a config.
+"""Trainings of a few seconds: a demo world of one layer with random weights, a data set of small pictures, a config.
 
 `start` runs one in a process of its own, as a user would from a shell. The processes are forked from a server that
 has imported torch once, so each takes a fraction of a second to begin.

@@ -1,4 +1,4 @@
-"""The tiny world with random weights, in files named as the shipped ones: for tests that need no skill."""
+"""The demo world with random weights, in files named as the shipped ones: for tests that need no skill."""
 
 from __future__ import annotations
 

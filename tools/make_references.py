@@ -1,6 +1,6 @@
 """Draws the pictures that ship with the pack: `python -m tools.make_references`, from the root.
 
-References are held-out styles and held-out contents of the tiny world: nothing that was trained has seen them. The
+References are held-out styles and held-out contents of the demo world: nothing that was trained has seen them. The
 pictures of workflows that are no style, a scene to paint into and masks, have no number in their names.
 """
 

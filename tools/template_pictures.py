@@ -1,6 +1,6 @@
 """`python -m tools.template_pictures`: the pictures of the template browser, workflows/NAME.jpg, over what is there.
 
-Those of the tiny world show what the workflow gives: it is run on a real server, as it ships (start_here with
+Those of the demo world show what the workflow gives: it is run on a real server, as it ships (start_here with
 another text). Those of the real models show what goes in and what is done with it, and say so: nobody has run
 these models here.
 """

@@ -101,7 +101,7 @@ class _Host:
     def steer(self, patch: Any, picture: Tensor, strength: float) -> Callable[[Any], Any]:
         """How a MODEL becomes one under structure control by a picture (1, H, W, 3).
 
-        Not through the node: it also counts the picture's refiner blocks, of which the miniature has one and the full
+        Not through the node: it also counts the picture's refiner blocks, of which the demo model has one and the full
         size two, and would be one block late.
         """
         from comfy_extras.nodes_model_patch import ZImageControlPatch

@@ -1,4 +1,4 @@
-"""A small structure control for the tiny world: ComfyUI's Z-Image Fun ControlNet, in the smallest size.
+"""A small structure control for the demo world: ComfyUI's Z-Image Fun ControlNet, in the smallest size.
 
     python -m bench.study.variants control
 

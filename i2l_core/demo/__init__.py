@@ -1,1 +1,1 @@
-"""The tiny world: pictures whose every factor is known, and small honest models of them."""
+"""The demo world: pictures whose every factor is known, and small honest models of them."""

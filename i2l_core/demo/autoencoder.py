@@ -1,4 +1,4 @@
-"""The autoencoder of the tiny world, in the layers of ComfyUI's tiny VAE for 16-channel latents (taef1).
+"""The autoencoder of the demo world, in the layers of ComfyUI's tiny VAE for 16-channel latents (taef1).
 
 The encoder is not trained but computed: the principal components of 8x8 patches, written exactly into the
 convolutions. Linear latents cost nothing to make during training and are close to Gaussian, which suits flow

@@ -1,4 +1,4 @@
-"""The diffusion backbone of the tiny world, for training: the host's Lumina2 / Z-Image class, tensor for tensor.
+"""The diffusion backbone of the demo world, for training: the host's Lumina2 / Z-Image class, tensor for tensor.
 
 The parameter names and the forward are those of ComfyUI's `NextDiT` with `z_image_modulation`, so the weights load
 there as they are; a test proves that both give the same output. It differs in two ways that training needs: it is
@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         """
         Args:
             x: noisy latents (B, C, H, W), H and W multiples of the patch, their patches a multiple of
-                `pad_tokens_multiple` (the tiny world never needs the host's image padding).
+                `pad_tokens_multiple` (the demo world never needs the host's image padding).
             sigma: noise level (B,) in 0..1; x = (1 - sigma) * latent + sigma * noise.
             context: text conditioning (B, T, cap_feat_dim), T a multiple of `pad_tokens_multiple`.
             lora: module path -> pair; rows of the batch are grouped in order, B a multiple of S.

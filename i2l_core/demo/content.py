@@ -1,4 +1,4 @@
-"""What a picture of the tiny world shows: some subjects, a count of them, a place. No style in here."""
+"""What a picture of the demo world shows: some subjects, a count of them, a place. No style in here."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
     """All tensors and the metadata entry "i2l". Raises I2LError if the pack was installed without its weights."""
     if not path.is_file():
         raise I2LError(
-            f"the tiny world lacks {path.name} in {path.parent}: install the pack again, with its weights"
+            f"the demo model lacks {path.name} in {path.parent}: install the pack again, with its weights"
         )
     with safe_open(path, "pt") as file:
         return {k: file.get_tensor(k) for k in file.keys()}, json.loads(

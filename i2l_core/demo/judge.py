@@ -1,4 +1,4 @@
-"""The judge of the tiny world: reads content and style factors out of a picture, to measure what others made.
+"""The judge of the demo world: reads content and style factors out of a picture, to measure what others made.
 
 It is trained on pictures of the generator alone, shares nothing with the predictor's encoder, and is never trained
 through. Style distance is a distance between known factors, not between features of unknown meaning.

@@ -1,4 +1,4 @@
-"""The language of the tiny world: prompts from contents and styles, and the word tokens of a prompt."""
+"""The language of the demo world: prompts from contents and styles, and the word tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tokenise(text: str) -> list[int]:
     """TOKENS ids; words of no meaning here become UNKNOWN, what is too long is cut. Both are logged."""
     words, unknown = words_of(text), unknown_words(text)
     if unknown:
-        logging.info("i2L demo: the tiny world does not know %s", ", ".join(unknown[:5]))
+        logging.info("i2L demo: the demo model does not know %s", ", ".join(unknown[:5]))
     if len(words) > TOKENS:
         logging.info("i2L demo: prompt cut after %d words", TOKENS)
     ids = [_IDS.get(w, UNKNOWN) for w in words[:TOKENS]]

@@ -1,4 +1,4 @@
-"""Sampling the tiny world without a host: what KSampler does with euler and the simple scheduler, in a batch.
+"""Sampling the demo world without a host: what KSampler does with euler and the simple scheduler, in a batch.
 
 For training sheets and for measurements over hundreds of styles, each row of a batch with its own LoRA.
 """

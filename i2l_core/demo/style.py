@@ -1,4 +1,4 @@
-"""How a picture of the tiny world looks: a technique, a palette and continuous factors, all known."""
+"""How a picture of the demo world looks: a technique, a palette and continuous factors, all known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text encoder of the tiny world: word and position embeddings, fixed length, trained with the backbone."""
+"""The text encoder of the demo world: word and position embeddings, fixed length, trained with the backbone."""
 
 from __future__ import annotations
 

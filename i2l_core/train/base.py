@@ -1,4 +1,4 @@
-"""What training needs of a frozen base model, and the tiny world's own backbone as one.
+"""What training needs of a frozen base model, and the demo world's own backbone as one.
 
 Everything is in the host's terms (train/flow.py): x = (1 - sigma) latent + sigma noise, the model gives noise - latent.
 """

@@ -90,7 +90,7 @@ class PredictorTable:
 class DataTable:
     """[data]: pictures, their style and their prompts."""
 
-    kind: str  # GENERATOR: the pool of the tiny world; FOLDER: .jsonl and pictures; SHARDS: .tar in WebDataset's form
+    kind: str  # GENERATOR: the pool of the demo world; FOLDER: .jsonl and pictures; SHARDS: .tar in WebDataset's form
     path: str = (
         ""  # FOLDER: the .jsonl file; SHARDS: the folder of the .tar files; GENERATOR: where the pool is kept
     )

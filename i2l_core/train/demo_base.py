@@ -25,7 +25,7 @@ from .config import BaseTable
 
 
 class TinyWorld:
-    """The tiny world's backbone and text encoder: a Base and a Coder, without ComfyUI."""
+    """The demo world's backbone and text encoder: a Base and a Coder, without ComfyUI."""
 
     id = "i2l-tiny"
     noise_scale = 1.0
@@ -64,10 +64,10 @@ class TinyWorld:
     def check_prompt(self, prompt: str, name: str) -> None:
         if unknown := unknown_words(prompt):
             raise I2LError(
-                f"{name}: the tiny world does not know {listed(unknown)}; use its words, or a base model of the host"
+                f"{name}: the demo model does not know {listed(unknown)}; use its words, or a base model of the host"
             )
         if len(words_of(prompt)) > TOKENS:
-            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the tiny world reads")
+            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the demo model reads")
 
     def release(self) -> None:
         pass
@@ -112,7 +112,7 @@ def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class TinyOpener:
-    """The tiny world needs nobody's help, and is its own coder."""
+    """The demo world needs nobody's help, and is its own coder."""
 
     def __init__(self) -> None:
         self._made: TinyWorld | None = None

@@ -1,4 +1,4 @@
-"""The pool of the tiny world as a data set: every style and content known, prompts that tell content only."""
+"""The pool of the demo world as a data set: every style and content known, prompts that tell content only."""
 
 from __future__ import annotations
 

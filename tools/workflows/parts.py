@@ -1,4 +1,4 @@
-"""Parts that several workflows have: the miniature, references, prompts, a picture drawn and decoded."""
+"""Parts that several workflows have: the demo model, references, prompts, a picture drawn and decoded."""
 
 from __future__ import annotations
 

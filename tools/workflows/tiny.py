@@ -1,4 +1,4 @@
-"""Workflows on the miniature: they run anywhere, without a download."""
+"""Workflows on the demo model: they run anywhere, without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tiny world as the host's own objects: MODEL, CLIP, VAE, and the predictor that belongs to them."""
+"""The demo world as the host's own objects: MODEL, CLIP, VAE, and the predictor that belongs to them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DemoWorld(NamedTuple):
 
 
 def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
-    """Read the weights of the tiny world. Raises I2LError when they are missing, damaged or do not fit."""
+    """Read the weights of the demo world. Raises I2LError when they are missing, damaged or do not fit."""
     clip = build_clip(_text_weights(folder))
     clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
     return DemoWorld(load_model(folder), clip, load_vae(folder), load_predictor(folder / files.PREDICTOR))
@@ -64,7 +64,7 @@ def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
         model.diffusion_model.load_state_dict(weights, strict=True, assign=patcher.is_dynamic())
     except RuntimeError as error:  # torch says which tensors
         raise I2LError(
-            f"{files.BACKBONE} is not the tiny world's: {str(error).splitlines()[-1].strip()}"
+            f"{files.BACKBONE} is not the demo model's: {str(error).splitlines()[-1].strip()}"
         ) from error
     patcher.cached_patcher_init = (load_model, (folder,))  # for hooks and several GPUs
     return patcher
@@ -80,7 +80,7 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     vae = comfy.sd.VAE(sd=tensors)
     expected = set() if vae.first_stage_model is None else vae.first_stage_model.state_dict().keys()
     if tensors.keys() != expected:  # the host only logs it
-        raise I2LError(f"{files.VAE} is not the tiny world's autoencoder; install ComfyUI-i2L again")
+        raise I2LError(f"{files.VAE} is not the demo model's autoencoder; install ComfyUI-i2L again")
     vae.patcher.cached_patcher_init = (load_vae_patcher, (folder,))
     return vae
 
@@ -109,5 +109,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(error, I2LError):
             raise
         raise I2LError(
-            f"{path.name} of the tiny world is damaged ({error}); install ComfyUI-i2L again"
+            f"{path.name} of the demo model is damaged ({error}); install ComfyUI-i2L again"
         ) from error

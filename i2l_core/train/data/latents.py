@@ -1,6 +1,6 @@
 """Latents and texts of pictures: from the data set where it brings them, else from the store, else made on the spot.
 
-The tiny world makes them on the spot, which costs next to nothing. A host's VAE and text encoder are used once,
+The demo world makes them on the spot, which costs next to nothing. A host's VAE and text encoder are used once,
 before the training, and what they make is stored: they need not share the memory with the base model.
 """
 
