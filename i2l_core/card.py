@@ -45,9 +45,8 @@ def text_card(text: str) -> Card:
 
 def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
     """One LoRA of a card; `applied`: the entries of one that is on a model."""
-    energies: dict[
-        tuple[str, int], float
-    ] = {}  # by block, in the order in which a picture passes through them
+    # by block, in the order in which a picture passes through them
+    energies: dict[tuple[str, int], float] = {}
     for place, energy in sorted(inner_by_position(lora, lora).items(), key=lambda item: item[0].order):
         block = place.section, place.index
         energies[block] = energies.get(block, 0.0) + energy

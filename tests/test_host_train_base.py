@@ -323,7 +323,7 @@ def test_texts_are_made_once_and_are_the_hosts_own(tmp_path):
 
     from i2l.i2l_core.commands import train
     from i2l.i2l_core.train.config import load_config
-    from i2l.i2l_core.train.session import open_data, open_material
+    from i2l.i2l_core.train.session import open_data, open_encoded
 
     write_world(tmp_path)
     config = tables(tmp_path, write_folder(tmp_path / "set"), tmp_path / "run", pairing__empty_prompts=0.5)
@@ -333,9 +333,9 @@ def test_texts_are_made_once_and_are_the_hosts_own(tmp_path):
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "cache").rglob("*.safetensors")}
     assert len(files) == 4 + 1  # prompts, and none; pixels need no file
     loaded = load_config(path)
-    material = open_material(loaded, open_data(loaded.data))
-    assert material.latent(5) is None
-    texts = material.texts(5, rows()[5]["prompt"])
+    encoded = open_encoded(loaded, open_data(loaded.data))
+    assert encoded.latent(5) is None
+    texts = encoded.texts(5, rows()[5]["prompt"])
     assert texts is not None
     assert texts["text_input_ids"][0, -1] == 151673
     assert train.main([str(path), "--prepare"]) == 0
@@ -348,7 +348,7 @@ def test_latents_are_made_once_and_are_the_hosts_own(tmp_path):
     from i2l.i2l_core.commands import train
     from i2l.i2l_core.demo import files
     from i2l.i2l_core.train.config import load_config
-    from i2l.i2l_core.train.session import open_data, open_material
+    from i2l.i2l_core.train.session import open_data, open_encoded
 
     write_world(tmp_path)
     config = tables(tmp_path, write_folder(tmp_path / "set"), tmp_path / "run")
@@ -357,12 +357,12 @@ def test_latents_are_made_once_and_are_the_hosts_own(tmp_path):
     path = write_config(tmp_path / "config.json", config)
     assert train.main([str(path), "--prepare"]) == 0
     loaded = load_config(path)
-    material = open_material(loaded, open_data(loaded.data))
+    encoded = open_encoded(loaded, open_data(loaded.data))
     host = comfy.sd.VAE(sd=files.read(vae)[0])
     for index in (0, 7):
-        found = material.latent(index)
+        found = encoded.latent(index)
         assert found is not None
-        close(found, host.encode(material.pixels(index)[None].float() / 255)[0], 1e-5)
+        close(found, host.encode(encoded.pixels(index)[None].float() / 255)[0], 1e-5)
     made = list((tmp_path / "run" / "cache" / "latents").rglob("*.safetensors"))
     assert len(made) == len(rows())
     picture = tmp_path / "set" / rows()[7]["image"]
@@ -370,4 +370,4 @@ def test_latents_are_made_once_and_are_the_hosts_own(tmp_path):
     with pytest.raises(
         I2LError, match=r"line 8 \(images/1-3\.png\) has changed since the start; start again"
     ):
-        material.latent(7)
+        encoded.latent(7)

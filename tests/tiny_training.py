@@ -45,7 +45,7 @@ from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.train import session
 from i2l.i2l_core.train.config import load_config
-from i2l.i2l_core.train.demo_base import TinyOpener
+from i2l.i2l_core.train.demo_base import DemoBaseLoader
 
 SIDE = 64  # pixels: 16 tokens
 SUBJECTS = ("star", "heart", "moon", "fish")
@@ -140,7 +140,7 @@ def train_here(config: Path) -> Path:
     """In this process; the predictor file."""
     AcceleratorState._reset_state(reset_partial_state=True)  # its precision is the process's
     loaded = load_config(config)
-    path = session.train(loaded, TinyOpener(), command._accelerator(loaded.run))
+    path = session.train(loaded, DemoBaseLoader(), command._accelerator(loaded.run))
     assert path is not None
     return path
 

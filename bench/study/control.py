@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
 from i2l_core.demo.files import WEIGHTS, load_backbone
-from i2l_core.train.demo_base import TinyWorld
+from i2l_core.train.demo_base import DemoWorld
 from i2l_core.train.demo_stages.backbone import is_hidden_matrix
 from i2l_core.train.demo_stages.data import draw_prompt, token_ids, train_pool
-from i2l_core.train.demo_stages.run import Run
+from i2l_core.train.demo_stages.run import StageRun
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l_core.train.plan import Plan
 
@@ -103,11 +103,11 @@ def train(steps: int | None, compiled: bool = True) -> None:
     backbone, text = load_backbone(WEIGHTS)
     for frozen in (backbone, text):
         frozen.requires_grad_(False)
-    coder = TinyWorld(WEIGHTS, torch.device("cpu"))
+    codec = DemoWorld(WEIGHTS, torch.device("cpu"))
     pool = train_pool()
     control = Control(backbone.config)
     control.start_from(backbone)
-    run = Run(FOLDER, plan, {"control": control}, is_hidden_matrix)
+    run = StageRun(FOLDER, plan, {"control": control}, is_hidden_matrix)
     steer = torch.compile(control.velocity) if compiled else control.velocity
 
     def loss(step: int) -> Tensor:
@@ -119,8 +119,8 @@ def train(steps: int | None, compiled: bool = True) -> None:
             draw_prompt(pool.contents[s][r], pool.styles[s], rng) if rng.uniform() < 0.5 else ""
             for s, r in pairs
         ]
-        clean = coder.encode(torch.from_numpy(pool.pictures[styles, rows]).float() / 255)
-        seen = coder.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows])).movedim(1, -1))
+        clean = codec.encode(torch.from_numpy(pool.pictures[styles, rows]).float() / 255)
+        seen = codec.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows])).movedim(1, -1))
         noise = torch.randn(clean.shape, generator=generator)
         sigma = draw_sigmas(plan.batch, generator)
         found = steer(backbone, noisy(clean, noise, sigma), sigma, text(token_ids(prompts)), seen)
@@ -134,7 +134,7 @@ def load_control() -> Control | None:
     if not FOLDER.exists():
         return None
     control = Control(load_backbone(WEIGHTS)[0].config)
-    Run(FOLDER, PLAN, {"control": control}, is_hidden_matrix).load_average()
+    StageRun(FOLDER, PLAN, {"control": control}, is_hidden_matrix).load_average()
     return control.eval().requires_grad_(False)
 
 

@@ -26,13 +26,13 @@ from i2l_core.predictors.query.config import QueryConfig
 from i2l_core.predictors.query.file import load_predictor
 from i2l_core.predictors.query.network import Block, QueryNetwork
 from i2l_core.train.config import TrainConfig, load_config
-from i2l_core.train.data.batches import Deal, MicroBatches, to_device
+from i2l_core.train.data.batches import BatchSplit, MicroBatches, to_device
 from i2l_core.train.data.data_set import split_styles
-from i2l_core.train.demo_base import TinyOpener, TinyWorld
-from i2l_core.train.demo_stages.run import Run
+from i2l_core.train.demo_base import DemoBaseLoader, DemoWorld
+from i2l_core.train.demo_stages.run import StageRun
 from i2l_core.train.encoder import load_encoder
 from i2l_core.train.objective import reference_tokens
-from i2l_core.train.session import open_data, open_material, train
+from i2l_core.train.session import open_data, open_encoded, train
 
 from . import control
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.variants or name in options.variants:
             pairing = replace(config.pairing, same_content=share)
             table = replace(config.run, folder=str(folder))
-            train(replace(config, pairing=pairing, run=table), TinyOpener(), Accelerator())
+            train(replace(config, pairing=pairing, run=table), DemoBaseLoader(), Accelerator())
     if not options.variants or "adapter" in options.variants:
         train_adapter(config)
     if not options.variants or "control" in options.variants:
@@ -118,12 +118,12 @@ def train_adapter(config: TrainConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_data(config.data)
     styles, _, _ = split_styles(data, config.data.unseen, config.data.small_styles)
-    world = TinyWorld(WEIGHTS, device, compiled=config.base.compile)
+    world = DemoWorld(WEIGHTS, device, compiled=config.base.compile)
     encoder = load_encoder(config.encoder).to(device)
     adapter = Adapter(_shipped()).to(device)
     run = _run(config, adapter)
-    deal = Deal(config.plan.batch, config.plan.batch, 0, 1)
-    feed = MicroBatches(styles, open_material(config, data), config.pairing, deal, config.plan.seed)
+    deal = BatchSplit(config.plan.batch, config.plan.batch, 0, 1)
+    feed = MicroBatches(styles, open_encoded(config, data), config.pairing, deal, config.plan.seed)
     batches = feed.from_step(run.step, config.plan.steps, config.data.workers)
 
     def loss(step: int) -> Tensor:
@@ -139,8 +139,10 @@ def train_adapter(config: TrainConfig) -> None:
     run.train(loss)
 
 
-def _run(config: TrainConfig, adapter: Adapter) -> Run:
-    return Run(ADAPTER, config.plan, {"adapter": adapter}, lambda name, p: p.ndim == 2 and ".blocks." in name)
+def _run(config: TrainConfig, adapter: Adapter) -> StageRun:
+    return StageRun(
+        ADAPTER, config.plan, {"adapter": adapter}, lambda name, p: p.ndim == 2 and ".blocks." in name
+    )
 
 
 def _shipped() -> QueryConfig:

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ..train import session
     from ..train.config import HOST, load_config
-    from ..train.demo_base import TinyOpener
+    from ..train.demo_base import DemoBaseLoader
 
     config = load_config(options.config)
     if options.check:
@@ -51,16 +51,16 @@ def _run(options: argparse.Namespace) -> int:
         session.say(f"wrote {session.export_newest(config)}")
         return 0
     accelerator = _accelerator(config.run)
-    opener: session.Opener = TinyOpener()
+    base_loader: session.BaseLoader = DemoBaseLoader()
     if config.base.kind == HOST:
         from ..host.start import start_host
 
         start_host(cpu=accelerator.device.type == "cpu")
-        from ..host.train.base import HostOpener
+        from ..host.train.base import HostBaseLoader
 
-        opener = HostOpener()
+        base_loader = HostBaseLoader()
     try:
-        path = session.train(config, opener, accelerator, options.prepare)
+        path = session.train(config, base_loader, accelerator, options.prepare)
     finally:
         accelerator.end_training()
     if path is not None:

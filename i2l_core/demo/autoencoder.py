@@ -15,10 +15,8 @@ from torch import Tensor, nn
 CHANNELS = 16  # latent channels
 PATCH = 8  # pixels a side per latent cell
 HIDDEN = 64  # channels of the host's tiny VAE
-HOST_SCALE, HOST_SHIFT = (
-    0.3611,
-    0.1159,
-)  # latent format of the Flux family: model latents = (vae - shift) * scale
+# latent format of the Flux family: model latents = (vae - shift) * scale
+HOST_SCALE, HOST_SHIFT = (0.3611, 0.1159)
 
 # Latent channel k has standard deviation ~ eigenvalue ** (_FLATTEN / 2). 1 keeps the natural spectrum, in which the
 # fine channels drown in noise at once; 0 makes unpredictable detail weigh as much as the palette.

@@ -66,9 +66,8 @@ def open_pool(folder: Path, config: PoolConfig, workers: int = 2, progress=lambd
                 progress(min(start + _CHUNK, config.styles), config.styles)
         pictures.flush()
         masks.flush()
-        facts_path.write_text(
-            json.dumps(facts), "utf-8"
-        )  # written last: its presence says that the pool is whole
+        # written last: its presence says that the pool is whole
+        facts_path.write_text(json.dumps(facts), "utf-8")
     facts = json.loads(facts_path.read_text("utf-8"))
     return Pool(
         np.load(pictures_path, mmap_mode="r"),

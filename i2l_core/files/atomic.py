@@ -1,4 +1,4 @@
-"""A new file under a name that the artist typed: inside one folder, whole or not at all, over nothing."""
+"""Files written whole or not at all: under a name that the artist typed, over nothing; or in the place of another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..errors import I2LError
 
 SUFFIX = ".safetensors"
 
-_MAX_PART_BYTES = (
-    200  # of one file or folder name; leaves room for a number and the temporary name within 255
-)
+# of one file or folder name; leaves room for a number and the temporary name within 255
+_MAX_PART_BYTES = 200
 _FORBIDDEN = frozenset('<>:"|?*\\')
+# devices on Windows, with any extension: learn.microsoft.com/windows/win32/fileio/naming-a-file
 _RESERVED = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{digit}" for port in ("COM", "LPT") for digit in "0123456789¹²³"]
-)  # devices on Windows, with any extension: learn.microsoft.com/windows/win32/fileio/naming-a-file
+)
 _NO_HARD_LINKS = frozenset(
     [errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL]
 )
@@ -48,11 +48,6 @@ def safe_join(folder: str | Path, name: str) -> Path:
     return path
 
 
-def next_free_path(folder: str | Path, name: str) -> Path:
-    """`safe_join`, or the first of name_00002, name_00003, ... that does not exist yet."""
-    return next(path for path in _numbered(safe_join(folder, name)) if not os.path.lexists(path))
-
-
 def write_new(path: Path, content: bytes) -> Path:
     """Write a file at `path`, or under the next free number when that exists; return where it is.
 
@@ -60,7 +55,7 @@ def write_new(path: Path, content: bytes) -> Path:
     no half file and no new folder stays and no existing file changes. Lets errors through.
     """
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    temporary = path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -76,6 +71,28 @@ def write_new(path: Path, content: bytes) -> Path:
         raise
     _forget(temporary)
     return final
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path in the same folder to write to. What lies there at the end of the block takes the place of `path`.
+
+    It is on the disk before it does; after an error it is gone and `path` is as it was. Lets errors through.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):  # gone after success; and the first error is the one to tell
+            temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    """A new name in the folder of `path`: a file moves in one step only within one file system."""
+    return path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
 
 
 def _problem(part: str) -> str:

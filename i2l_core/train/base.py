@@ -19,7 +19,7 @@ Layers = Mapping[Target, tuple[Tensor, Tensor]]
 """Target -> (down (S, k, d_in), up (S, d_out, k)): the LoRAs of S equal groups of consecutive rows."""
 
 
-class Coder(Protocol):
+class LatentCodec(Protocol):
     """What turns pictures and prompts into what the base model takes. Frozen, and used without gradients."""
 
     def check_prompt(self, prompt: str, name: str) -> None:

@@ -24,8 +24,8 @@ from .checkpointing import checkpoint_blocks
 from .config import BaseTable
 
 
-class TinyWorld:
-    """The demo world's backbone and text encoder: a Base and a Coder, without ComfyUI."""
+class DemoWorld:
+    """The demo world's backbone and text encoder: a Base and a LatentCodec, without ComfyUI."""
 
     id = "i2l-tiny"
     noise_scale = 1.0
@@ -64,10 +64,10 @@ class TinyWorld:
     def check_prompt(self, prompt: str, name: str) -> None:
         if unknown := unknown_words(prompt):
             raise I2LError(
-                f"{name}: the demo model does not know {listed(unknown)}; use its words, or a base model of the host"
+                f"{name}: the tiny world does not know {listed(unknown)}; use its words, or a base model of the host"
             )
         if len(words_of(prompt)) > TOKENS:
-            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the demo model reads")
+            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the tiny world reads")
 
     def release(self) -> None:
         pass
@@ -111,18 +111,18 @@ def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
     return (found - bias).T.reshape(-1, 3, PATCH, PATCH).contiguous(), bias[0]
 
 
-class TinyOpener:
-    """The demo world needs nobody's help, and is its own coder."""
+class DemoBaseLoader:
+    """The demo world loads without ComfyUI, and is its own codec."""
 
     def __init__(self) -> None:
-        self._made: TinyWorld | None = None
+        self._made: DemoWorld | None = None
 
-    def coder(self, table: BaseTable, device: torch.device) -> TinyWorld:
+    def codec(self, table: BaseTable, device: torch.device) -> DemoWorld:
         if self._made is None:
             folder = Path(table.weights) if table.weights else WEIGHTS
-            self._made = TinyWorld(folder, device, table.checkpointing, table.compile)
+            self._made = DemoWorld(folder, device, table.checkpointing, table.compile)
         return self._made
 
     @contextlib.contextmanager
-    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[TinyWorld]:
-        yield self.coder(table, device)
+    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[DemoWorld]:
+        yield self.codec(table, device)

@@ -24,7 +24,7 @@ class Generated:
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pool.pictures[divmod(index, self.pool.pictures.shape[1])])
 
-    def stamp(self, index: int) -> str:
+    def version(self, index: int) -> str:
         return self.pictures[index].name
 
     def latent(self, index: int) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
-class Average:
+class Ema:
     """`tensors`: one of each parameter's shape, and spread over devices as it is."""
 
     def __init__(self, params: Mapping[str, nn.Parameter], keep: float) -> None:

@@ -19,7 +19,7 @@ COLUMNS = ("step", "loss", "seconds", "figures")
 _SHOW_EVERY = 5  # seconds
 
 
-class Journal:
+class TrainingLog:
     """Rows of a run's folder. What stands there of steps after `step` is dropped: a resumed run writes it again."""
 
     def __init__(self, folder: Path, step: int, steps: int, tensorboard: bool = False) -> None:

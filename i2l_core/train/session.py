@@ -12,7 +12,7 @@ import torch
 
 from ..checks import listed
 from ..errors import I2LError
-from .base import Base, Coder
+from .base import Base, LatentCodec
 from .checkpoints import Checkpoints
 from .config import (
     FOLDER,
@@ -25,10 +25,10 @@ from .config import (
     TrainConfig,
     fingerprint,
 )
-from .data.cache import Store
+from .data.cache import EncodingCache
 from .data.data_set import DataSet, data_fingerprint, split_styles
+from .data.encoded import EncodedData
 from .data.folder import open_folder
-from .data.latents import Material
 from .data.shards import open_shards
 from .demo_data import open_generated
 from .encoder import load_encoder
@@ -38,17 +38,19 @@ from .training import Training
 PREDICTOR = "predictor.safetensors"
 
 
-class Opener(Protocol):
+class BaseLoader(Protocol):
     """How the base model of a config is opened. ComfyUI's is in `host/train/base.py`, and is handed in."""
 
-    def coder(self, table: BaseTable, device: torch.device) -> Coder: ...
+    def codec(self, table: BaseTable, device: torch.device) -> LatentCodec: ...
 
     def base(
         self, table: BaseTable, device: torch.device, split_fused: bool
     ) -> contextlib.AbstractContextManager[Base]: ...
 
 
-def train(config: TrainConfig, opener: Opener, accelerator: Any, only_prepare: bool = False) -> Path | None:
+def train(
+    config: TrainConfig, base_loader: BaseLoader, accelerator: Any, only_prepare: bool = False
+) -> Path | None:
     """Train to the last step, going on from the newest checkpoint; the predictor file, in the main process.
 
     Raises I2LError naming what is wrong with config, data, base model, encoder or disk.
@@ -63,20 +65,20 @@ def train(config: TrainConfig, opener: Opener, accelerator: Any, only_prepare: b
             f"{len(data.pictures)} pictures, {len(styles.names)} styles to train on, "
             f"{len(unseen.names) if unseen else 0} unseen, {dropped} dropped"
         )
-    coder = opener.coder(config.base, device)
+    codec = base_loader.codec(config.base, device)
     for prompt, name in {picture.prompt: picture.name for picture in data.pictures}.items():
-        coder.check_prompt(prompt, name)
-    material = open_material(config, data)
-    if material.store is not None:
+        codec.check_prompt(prompt, name)
+    encoded = open_encoded(config, data)
+    if encoded.cache is not None:
         used = [i for side in (styles, unseen) if side for found in side.members for i in found]
         shares = accelerator.process_index, accelerator.num_processes
-        material.prepare(coder, used, shares, _needs_empty(config), _progress if main else _silent)
-        coder.release()
+        encoded.prepare(codec, used, shares, _needs_empty(config), _progress if main else _silent)
+        codec.release()
         accelerator.wait_for_everyone()
     if only_prepare:
         return None
     encoder = load_encoder(config.encoder)
-    with opener.base(config.base, device, config.predictor.split_fused) as base:
+    with base_loader.base(config.base, device, config.predictor.split_fused) as base:
         query = query_config(config.predictor, base.layers, encoder.config.token_dim)
         fixed = config.fixed() | {
             "data rows": {"fingerprint": data_fingerprint(data.pictures)},
@@ -91,7 +93,7 @@ def train(config: TrainConfig, opener: Opener, accelerator: Any, only_prepare: b
             )
             config.folder.mkdir(parents=True, exist_ok=True)
         Training(
-            config, accelerator, base, coder, encoder, predictor, styles, unseen, material, checkpoints
+            config, accelerator, base, codec, encoder, predictor, styles, unseen, encoded, checkpoints
         ).run()
     return export_newest(config) if main else None
 
@@ -102,16 +104,16 @@ def open_data(table: DataTable) -> DataSet:
     return {FOLDER: open_folder, SHARDS: open_shards}[table.kind](table.path)
 
 
-def open_material(config: TrainConfig, data: DataSet) -> Material:
+def open_encoded(config: TrainConfig, data: DataSet) -> EncodedData:
     table = config.data
     if config.base.kind != HOST:
-        return Material(data, table.height, table.width)
+        return EncodedData(data, table.height, table.width)
     base = config.base
     vae = fingerprint(Path(base.vae)) if base.vae not in ("", PIXEL_SPACE) else base.vae
     text = " ".join([base.text_type, *(fingerprint(Path(file)) for file in base.text_encoders)])
-    store = Store(Path(table.cache) if table.cache else config.folder / "cache")
+    cache = EncodingCache(Path(table.cache) if table.cache else config.folder / "cache")
     # pixels are larger than pictures, and made in no time
-    return Material(data, table.height, table.width, store, None if vae == PIXEL_SPACE else vae, text)
+    return EncodedData(data, table.height, table.width, cache, None if vae == PIXEL_SPACE else vae, text)
 
 
 def check_pictures(config: TrainConfig, most: int = 20) -> int:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .base import Base, Coder, Layers, Texts
+from .base import Base, LatentCodec, Layers, Texts
 from .config import RunTable
 
 _CELL, _GAP, _TEXT = 192, 8, 18  # pixels: longest side of a picture, between pictures, of a line of text
@@ -46,7 +46,7 @@ def sample(
 def draw_sheet(
     path: Path,
     base: Base,
-    coder: Coder,
+    codec: LatentCodec,
     table: RunTable,
     references: Sequence[Sequence[Tensor]],
     noise: Tensor,
@@ -60,7 +60,7 @@ def draw_sheet(
     `references`: S lists of (H, W, 3) floats 0..1; `noise`, `texts`, `prompts`: of S equal groups.
     """
     drawn = [
-        coder.decode(sample(base, noise, texts, negative, lora, table.sheet_steps, table.sheet_cfg)).cpu()
+        codec.decode(sample(base, noise, texts, negative, lora, table.sheet_steps, table.sheet_cfg)).cpu()
         for lora in (None, layers)
     ]
     each = len(prompts) // len(references)

@@ -18,15 +18,15 @@ from ..checks import listed
 from ..encoders import VisionEncoder
 from ..errors import I2LError
 from ..predictors.query.network import QueryNetwork
-from .base import Base, Coder
+from .base import Base, LatentCodec
 from .checkpoints import Checkpoints
 from .config import OptimiserTable, RunTable, TrainConfig
-from .data.batches import Batch, Deal, MicroBatches, Raw, read, to_device
+from .data.batches import Batch, BatchSplit, MicroBatches, Raw, read, to_device
 from .data.data_set import Styles
-from .data.latents import Material
+from .data.encoded import EncodedData
 from .data.pairing import Pair, draw
-from .ema import Average
-from .log import Journal
+from .ema import Ema
+from .log import TrainingLog
 from .objective import Objective
 from .optimiser import Optimiser
 from .plan import Plan
@@ -45,17 +45,17 @@ class Training:
         config: TrainConfig,
         accelerator: Any,
         base: Base,
-        coder: Coder,
+        codec: LatentCodec,
         encoder: VisionEncoder,
         predictor: QueryNetwork,
         styles: Styles,
         unseen: Styles | None,
-        material: Material,
+        encoded: EncodedData,
         checkpoints: Checkpoints,
     ) -> None:
-        self._config, self._accelerator, self._base, self._coder = config, accelerator, base, coder
-        self._styles, self._unseen, self._material = styles, unseen, material
-        self._deal = Deal(
+        self._config, self._accelerator, self._base, self._coder = config, accelerator, base, codec
+        self._styles, self._unseen, self._material = styles, unseen, encoded
+        self._deal = BatchSplit(
             config.plan.batch, config.run.micro_batch, accelerator.process_index, accelerator.num_processes
         )
         encoder.to(accelerator.device)
@@ -65,7 +65,7 @@ class Training:
         self._objective = _spread(accelerator, objective, config.run)
         self._params = params = dict(objective.predictor.named_parameters())
         self._optimiser = optimiser(params, config.optimiser, config.plan)
-        self._average = Average(params, config.plan.average)
+        self._average = Ema(params, config.plan.average)
         self._state = {
             "predictor": params,
             "average": self._average.tensors,
@@ -83,11 +83,11 @@ class Training:
         steps = config.plan.steps
         if self.step >= steps:
             return
-        journal = Journal(config.folder, self.step, steps, config.run.tensorboard) if main else None
+        log = TrainingLog(config.folder, self.step, steps, config.run.tensorboard) if main else None
         feed = MicroBatches(
             self._styles, self._material, config.pairing, self._deal, config.plan.seed
         ).from_step(self.step, steps, config.data.workers)
-        with contextlib.closing(journal) if journal else contextlib.nullcontext():
+        with contextlib.closing(log) if log else contextlib.nullcontext():
             while self.step < steps:
                 loss, figures = self._update(feed)
                 self.step += 1
@@ -95,8 +95,8 @@ class Training:
                     figures |= self._measure(self._unseen)
                 if torch.cuda.is_available():
                     figures["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-                if journal:
-                    journal.row(self.step, loss, figures)
+                if log:
+                    log.row(self.step, loss, figures)
                 if self._due(config.run.sheet_every):
                     self._sheet()
                 if self._due(config.plan.save_every):

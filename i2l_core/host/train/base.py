@@ -29,16 +29,16 @@ from ...train.base import Layers, Texts
 from ...train.checkpointing import checkpoint_blocks, copy_norm_inputs
 from ...train.config import BaseTable
 from ..live.hooks import ActiveLoRAs, Hooks
-from .coder import HostCoder
+from .codec import HostLatentCodec
 
 _DTYPES = {"stored": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-class HostOpener:
-    """A `train.tool.session.Opener`."""
+class HostBaseLoader:
+    """A `train.tool.session.BaseLoader`."""
 
-    def coder(self, table: BaseTable, device: torch.device) -> HostCoder:
-        return HostCoder(table)
+    def codec(self, table: BaseTable, device: torch.device) -> HostLatentCodec:
+        return HostLatentCodec(table)
 
     @contextlib.contextmanager
     def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[HostBase]:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ...checks import check_entries, shown
 from ...encoders import EncoderConfig, VisionEncoder
 from ...errors import I2LError
+from ...files.atomic import replacing
 from ...files.kinds import describe_tensors
 from ...files.safetensors import check_dtypes, check_finite, check_shapes, open_safetensors, shapes_and_dtypes
-from ...files.whole_file import replacing
 from .config import QueryConfig
 from .network import QueryNetwork
 

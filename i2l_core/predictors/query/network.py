@@ -185,9 +185,8 @@ class Head(nn.Module):
     def __init__(self, group: Group, config: QueryConfig, factory: dict[str, Any]) -> None:
         super().__init__()
         size = len(group.members)
-        self.compress = nn.Parameter(
-            torch.empty(size, config.hidden, config.code, **factory)
-        )  # C, transposed
+        # C, transposed
+        self.compress = nn.Parameter(torch.empty(size, config.hidden, config.code, **factory))
         self.expand = nn.Parameter(torch.empty(size, config.code, group.width, **factory))  # D, transposed
         self.alpha = nn.Parameter(torch.empty(size, **factory)) if group.kind == "B" else None
         self.unit = 1 / math.sqrt(group.width)

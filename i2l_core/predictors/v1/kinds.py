@@ -74,9 +74,8 @@ QWEN = V1Kind(
 
 KINDS = (Z_IMAGE, QWEN)
 
-COARSE = (
-    8 * 8 + 7
-)  # hidden states of a picture: one per 28 pixels a side of what is seen, and 7 of the template
+# hidden states of a picture: one per 28 pixels a side of what is seen, and 7 of the template
+COARSE = 8 * 8 + 7
 FINE = 37 * 37 + 7
 
 

@@ -65,9 +65,10 @@ class V1Network(nn.Module):
 
         runs = [(width, len(list(heads))) for width, heads in groupby(config.heads, lambda head: head.width)]
         self.compress = stack(len(config.heads), config.code, config.token_dim)  # all C
+        # all P
         self.expand = nn.ParameterList(
             stack(count, config.rank * width, config.code) for width, count in runs
-        )  # all P
+        )
         self.residual_in = self.residual_out = None  # all V, all U
         if config.residual:
             length, width, code = config.residual.length, config.residual.width, config.residual.code

@@ -49,9 +49,8 @@ class V1Predictor(Predictor):
     float8: bool | None = None
     clip: Any = None
     encoders: dict[str, FileEncoder] = field(default_factory=dict)  # by kind
-    neutrals: NeutralCache = field(
-        default_factory=lambda: NeutralCache(1)
-    )  # by what looked at the gray picture
+    # by what looked at the gray picture
+    neutrals: NeutralCache = field(default_factory=lambda: NeutralCache(1))
 
     @property
     def name(self) -> str:

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...errors import I2LError
 from ...references import GRAY
-from ..base import Base, Coder, Texts
+from ..base import Base, LatentCodec, Texts
 from ..config import PairingTable
 from ..flow import noisy, velocity
 from .data_set import Styles
-from .latents import Material, as_tensor
+from .encoded import EncodedData, as_tensor
 from .pairing import Pair, draw
 
 _GRAY_SIDE = 64  # pixels; any square of one colour gives the same tokens
@@ -49,7 +49,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Deal:
+class BatchSplit:
     """How the pairs of a step are dealt: `count` in all, to `devices`, in micro-batches of `micro`."""
 
     count: int
@@ -78,9 +78,9 @@ class MicroBatches(Dataset):
     """Number -> Raw, or the I2LError that it raised: an exception would lose its message between processes."""
 
     def __init__(
-        self, styles: Styles, material: Material, pairing: PairingTable, deal: Deal, seed: int
+        self, styles: Styles, encoded: EncodedData, pairing: PairingTable, deal: BatchSplit, seed: int
     ) -> None:
-        self._styles, self._material, self._pairing = styles, material, pairing
+        self._styles, self._material, self._pairing = styles, encoded, pairing
         self._deal, self._seed = deal, seed
 
     def __getitem__(self, number: int) -> Raw | I2LError:
@@ -103,25 +103,25 @@ class MicroBatches(Dataset):
             yield raw
 
 
-def read(pairs: Sequence[Pair], material: Material) -> Raw:
+def read(pairs: Sequence[Pair], encoded: EncodedData) -> Raw:
     """Decode what the pairs need. Raises I2LError naming a broken picture."""
-    references = [[_reference(i, pair.gray, material) for i in pair.references] for pair in pairs]
+    references = [[_reference(i, pair.gray, encoded) for i in pair.references] for pair in pairs]
     targets = [target for pair in pairs for target in pair.targets]
-    latents = [material.latent(target.picture) for target in targets]
+    latents = [encoded.latent(target.picture) for target in targets]
     pictures = [
-        material.pixels(target.picture) if latent is None else None
+        encoded.pixels(target.picture) if latent is None else None
         for target, latent in zip(targets, latents, strict=True)
     ]
-    texts = [material.texts(target.picture, target.prompt) for target in targets]
+    texts = [encoded.texts(target.picture, target.prompt) for target in targets]
     return Raw(pairs, references, latents, pictures, texts)
 
 
-def to_device(raw: Raw, base: Base, coder: Coder, device: torch.device) -> Batch:
+def to_device(raw: Raw, base: Base, codec: LatentCodec, device: torch.device) -> Batch:
     """Encode what is not encoded yet, add noise. Raises I2LError when latents differ in size."""
     targets = [target for pair in raw.pairs for target in pair.targets]
-    clean = _latents(raw, coder, device)
+    clean = _latents(raw, codec, device)
     spelled = [target.prompt for target, text in zip(targets, raw.texts, strict=True) if text is None]
-    made = iter(coder.texts(spelled) if spelled else [])
+    made = iter(codec.texts(spelled) if spelled else [])
     texts = [_to(text, device) if text is not None else next(made) for text in raw.texts]
     model = base.process_in(clean)
     noise = torch.stack([_noise(target.seed, model.shape[1:]) for target in targets]).to(device)
@@ -131,10 +131,10 @@ def to_device(raw: Raw, base: Base, coder: Coder, device: torch.device) -> Batch
     return Batch(raw.pairs, references, noisy(model, noise, sigma), sigma, velocity(model, noise), texts)
 
 
-def _latents(raw: Raw, coder: Coder, device: torch.device) -> Tensor:
+def _latents(raw: Raw, codec: LatentCodec, device: torch.device) -> Tensor:
     """(P M, C, h, w) float32"""
     pictures = [picture for picture in raw.targets if picture is not None]
-    made = iter(coder.encode(torch.stack(pictures).to(device).float() / 255) if pictures else [])
+    made = iter(codec.encode(torch.stack(pictures).to(device).float() / 255) if pictures else [])
     latents = [(next(made) if latent is None else latent).to(device) for latent in raw.latents]
     if len(sizes := {tuple(latent.shape) for latent in latents}) != 1:
         raise I2LError(
@@ -144,10 +144,10 @@ def _latents(raw: Raw, coder: Coder, device: torch.device) -> Tensor:
     return torch.stack(latents).float()
 
 
-def _reference(index: int, gray: bool, material: Material) -> Tensor:
+def _reference(index: int, gray: bool, encoded: EncodedData) -> Tensor:
     if gray:
         return torch.full((_GRAY_SIDE, _GRAY_SIDE, 3), round(255 * GRAY), dtype=torch.uint8)
-    return as_tensor(material.data.open(index))
+    return as_tensor(encoded.data.open(index))
 
 
 def _noise(seed: int, shape: Sequence[int]) -> Tensor:

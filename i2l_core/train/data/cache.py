@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...errors import I2LError
-from ...files.whole_file import replacing
+from ...files.atomic import replacing
 
 TEXTS, LATENTS = "texts", "latents"
 
 
-class Store:
+class EncodingCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 

@@ -37,7 +37,7 @@ class DataSet(Protocol):
         """The picture as RGB. Raises I2LError naming the row when it is broken or missing."""
         ...
 
-    def stamp(self, index: int) -> str:
+    def version(self, index: int) -> str:
         """Changes when the file of the picture does."""
         ...
 

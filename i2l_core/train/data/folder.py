@@ -40,7 +40,7 @@ class Folder:
         path = self.root / self.files[index][0]
         return open_rgb(lambda: Image.open(path), self.pictures[index].name)
 
-    def stamp(self, index: int) -> str:
+    def version(self, index: int) -> str:
         path = self.root / self.files[index][0]
         try:
             about = path.stat()

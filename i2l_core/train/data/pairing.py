@@ -20,7 +20,7 @@ _NOISE = 1
 
 
 @dataclass(frozen=True)
-class Target:
+class TrainTarget:
     picture: int
     prompt: str
     u: float  # place in 0..1 of the noise level, before the model's shift
@@ -33,7 +33,7 @@ class Pair:
 
     references: tuple[int, ...]
     gray: bool
-    targets: tuple[Target, ...]
+    targets: tuple[TrainTarget, ...]
 
 
 def draw(styles: Styles, table: PairingTable, count: int, seed: int, step: int) -> list[Pair]:
@@ -49,7 +49,7 @@ def draw(styles: Styles, table: PairingTable, count: int, seed: int, step: int) 
         for n, picture in enumerate(pictures):
             i = row * table.targets + n
             prompt = "" if rng.uniform() < table.empty_prompts else styles.data.pictures[picture].prompt
-            targets.append(Target(picture, prompt, float(u[i]), int(seeds[i])))
+            targets.append(TrainTarget(picture, prompt, float(u[i]), int(seeds[i])))
         pairs.append(Pair(tuple(references), gray, tuple(targets)))
     return pairs
 

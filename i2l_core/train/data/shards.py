@@ -40,7 +40,7 @@ class Shards:
     def open(self, index: int) -> Image.Image:
         return open_rgb(lambda: Image.open(io.BytesIO(self._read(index, 1))), self.pictures[index].name)
 
-    def stamp(self, index: int) -> str:
+    def version(self, index: int) -> str:
         shard, about = self.shards[self.spans[index][0]], self.shards[self.spans[index][0]].stat()
         return f"{shard.resolve()} {about.st_size} {about.st_mtime_ns} {self.spans[index][1]}"
 

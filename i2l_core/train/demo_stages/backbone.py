@@ -19,7 +19,7 @@ from ...demo.text import TextEncoder
 from ..flow import draw_sigmas, noisy, velocity
 from ..plan import Plan
 from .data import draw_prompt, latents_of, token_ids, train_pool
-from .run import Run
+from .run import StageRun
 
 _TAP = 3  # the layer whose tokens the head reads
 _CELLS = 8  # mask cells a side of a token (of 2x2 pixels)
@@ -69,7 +69,7 @@ def train(
     config: BackboneConfig,
     compiled: bool,
     start: tuple[Backbone, TextEncoder] | None = None,
-) -> tuple[Run, Backbone, TextEncoder]:
+) -> tuple[StageRun, Backbone, TextEncoder]:
     """Flow matching on pool latents with drawn prompts; the text encoder learns along.
 
     `start`: trained networks to go on from, for a new run; a run that has a checkpoint ignores it.
@@ -82,7 +82,7 @@ def train(
         backbone.load_state_dict(start[0].state_dict())
         text.load_state_dict(start[1].state_dict())
     head = MaskHead(config.dim)
-    run = Run(folder, plan, {"backbone": backbone, "text": text, "mask": head}, is_hidden_matrix)
+    run = StageRun(folder, plan, {"backbone": backbone, "text": text, "mask": head}, is_hidden_matrix)
 
     def forward(
         x: Tensor, sigma: Tensor, ids: Tensor, target: Tensor, cover: Tensor

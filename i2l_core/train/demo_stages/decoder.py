@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...demo.autoencoder import PATCH, PatchBasis, build_decoder
 from ..plan import Plan
 from .data import test_pool, train_pool
-from .run import Run
+from .run import StageRun
 
 _CROP = 8  # latent cells a side
 _NOISE = 0.08  # standard deviation on latents of unit variance
@@ -22,7 +22,7 @@ _NOISE = 0.08  # standard deviation on latents of unit variance
 
 def train(
     folder: Path, plan: Plan, basis: PatchBasis, start: nn.Module | None = None
-) -> tuple[Run, nn.Sequential]:
+) -> tuple[StageRun, nn.Sequential]:
     """`start`: a trained decoder to go on from, for a new run."""
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
@@ -33,7 +33,7 @@ def train(
             nn.init.normal_(p, std=0.01)
     if start is not None:
         decoder.load_state_dict(start.state_dict())
-    run = Run(folder, plan, {"decoder": decoder}, lambda k, p: False)
+    run = StageRun(folder, plan, {"decoder": decoder}, lambda k, p: False)
     side = _CROP * PATCH
 
     def loss(step: int) -> Tensor:

@@ -1,6 +1,6 @@
 """One training run of a stage: a folder with a checkpoint that resumes exactly, and a log.
 
-Nothing random is kept between steps: a stage draws everything of step n from `Run.generator(n)`, so a resumed run
+Nothing random is kept between steps: a stage draws everything of step n from `StageRun.generator(n)`, so a resumed run
 continues as if it had never stopped.
 """
 
@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..ema import Average
-from ..log import Journal
+from ..ema import Ema
+from ..log import TrainingLog
 from ..optimiser import Optimiser
 from ..plan import Plan
 
 
-class Run:
+class StageRun:
     """Trains `modules` by calling `loss(step)`; keeps a moving average of the weights."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Run:
             f"{m}.{k}": p for m, net in modules.items() for k, p in net.named_parameters() if p.requires_grad
         }
         matrices = [name for name, p in params.items() if muon(name, p)]
-        self._average = Average(params, plan.average)
+        self._average = Ema(params, plan.average)
         self._optimiser = Optimiser(params, matrices, plan.lr, plan.weight_decay)
         self._state = {
             "model": params,
@@ -65,7 +65,7 @@ class Run:
         Raises:
             FloatingPointError: a loss is not finite; the checkpoint of the last good step stays.
         """
-        with contextlib.closing(Journal(self.folder, self.step, self.plan.steps)) as journal:
+        with contextlib.closing(TrainingLog(self.folder, self.step, self.plan.steps)) as log:
             while self.step < self.plan.steps:
                 value = loss(self.step)
                 value.backward()
@@ -82,7 +82,7 @@ class Run:
                 for every, measure in watch:
                     if self.step % every == 0 or self.step == self.plan.steps:
                         figures |= measure(self.step)
-                journal.row(self.step, figure, figures)
+                log.row(self.step, figure, figures)
                 if self.step % self.plan.save_every == 0 or self.step == self.plan.steps:
                     self.save()
 

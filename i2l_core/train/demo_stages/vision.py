@@ -21,7 +21,7 @@ from ...demo.style import TECHNIQUES
 from ...encoders import SQUARE, EncoderConfig, VisionEncoder
 from ..plan import Plan
 from .data import judge_pool, test_pool, train_pool
-from .run import Run
+from .run import StageRun
 
 ENCODER = EncoderConfig(
     kind=SQUARE,
@@ -50,11 +50,11 @@ class StyleReader(nn.Module):
         return self.technique(pooled), self.factors(pooled)
 
 
-def train_encoder(folder: Path, plan: Plan) -> tuple[Run, VisionEncoder]:
+def train_encoder(folder: Path, plan: Plan) -> tuple[StageRun, VisionEncoder]:
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
     encoder, reader = VisionEncoder(ENCODER), StyleReader(ENCODER.config["hidden_size"])
-    run = Run(
+    run = StageRun(
         folder, plan, {"encoder": encoder, "reader": reader}, lambda k, p: p.ndim == 2 and ".layers." in k
     )
 
@@ -81,12 +81,12 @@ def train_encoder(folder: Path, plan: Plan) -> tuple[Run, VisionEncoder]:
     return run, encoder
 
 
-def train_judge(folder: Path, plan: Plan) -> tuple[Run, Judge]:
+def train_judge(folder: Path, plan: Plan) -> tuple[StageRun, Judge]:
     torch.manual_seed(plan.seed)
     pool, unseen = judge_pool(), test_pool()
     judge = Judge()
     judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(folder, plan, {"judge": judge}, lambda k, p: False)
+    run = StageRun(folder, plan, {"judge": judge}, lambda k, p: False)
 
     def loss(step: int) -> Tensor:
         rng, _ = run.generator(step)

@@ -1,4 +1,4 @@
-"""Latents and texts of pictures: from the data set where it brings them, else from the store, else made on the spot.
+"""Latents and texts of pictures: from the data set where it brings them, else from the cache, else made on the spot.
 
 The demo world makes them on the spot, which costs next to nothing. A host's VAE and text encoder are used once,
 before the training, and what they make is stored: they need not share the memory with the base model.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...errors import I2LError
-from ..base import Coder, Texts
-from .cache import LATENTS, TEXTS, Store
+from ..base import LatentCodec, Texts
+from .cache import LATENTS, TEXTS, EncodingCache
 from .data_set import DataSet, cover
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -24,8 +24,8 @@ _CHUNK = 16  # prompts or pictures encoded before they are stored
 
 
 @dataclass(frozen=True)
-class Material:
-    """`store` is None where everything is made on the spot, `vae` where latents are.
+class EncodedData:
+    """`cache` is None where everything is made on the spot, `vae` where latents are.
 
     `vae`, `text`: fingerprints of what makes latents and texts.
     """
@@ -33,15 +33,15 @@ class Material:
     data: DataSet
     height: int
     width: int
-    store: Store | None = None
+    cache: EncodingCache | None = None
     vae: str | None = None
     text: str = ""
 
     def latent(self, index: int) -> Tensor | None:
         """(C, h, w) of a picture, or None where it has to be made on the spot. Raises I2LError when it is lost."""
         found = self.data.latent(index)
-        if found is None and self.store is not None and self.vae is not None:
-            stored = self.store.get(LATENTS, *self._latent_key(index))
+        if found is None and self.cache is not None and self.vae is not None:
+            stored = self.cache.get(LATENTS, *self._latent_key(index))
             if stored is None:
                 raise I2LError(f"{self.data.pictures[index].name} has changed since the start; start again")
             found = stored["latent"]
@@ -50,8 +50,8 @@ class Material:
     def texts(self, index: int, prompt: str) -> Texts | None:
         """The embeddings of `prompt`: that of picture `index`, or "". None and errors as `latent`."""
         found = self.data.texts(index) if prompt else None
-        if found is None and self.store is not None:
-            found = self.store.get(TEXTS, self.text, prompt)
+        if found is None and self.cache is not None:
+            found = self.cache.get(TEXTS, self.text, prompt)
             if found is None:
                 raise I2LError(f"the text embeddings of {prompt[:80]!r} are gone from the cache; start again")
         return found
@@ -62,39 +62,39 @@ class Material:
 
     def prepare(
         self,
-        coder: Coder,
+        codec: LatentCodec,
         indices: Iterable[int],
-        shares: tuple[int, int],
+        process: tuple[int, int],
         empty_prompts: bool,
         progress: Progress,
     ) -> None:
-        """Make and store what is missing for these pictures. `shares`: (number of this process, of how many)."""
-        assert self.store is not None
-        number, count = shares
+        """Make and store what is missing for these pictures. `process`: (number of this process, of how many)."""
+        assert self.cache is not None
+        number, count = process
         prompts, pictures = {""} if empty_prompts else set(), []
         for index in indices:
             if self.data.texts(index) is None:
                 prompts.add(self.data.pictures[index].prompt)
             if self.vae is None or self.data.latent(index) is not None:
                 continue
-            if not self.store.has(LATENTS, *self._latent_key(index)):
+            if not self.cache.has(LATENTS, *self._latent_key(index)):
                 pictures.append(index)
-        missing = [p for p in sorted(prompts) if not self.store.has(TEXTS, self.text, p)][number::count]
+        missing = [p for p in sorted(prompts) if not self.cache.has(TEXTS, self.text, p)][number::count]
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
-            for prompt, texts in zip(chunk, coder.texts(chunk), strict=True):
-                self.store.put(texts, TEXTS, self.text, prompt)
+            for prompt, texts in zip(chunk, codec.texts(chunk), strict=True):
+                self.cache.put(texts, TEXTS, self.text, prompt)
             progress("prompts", start + len(chunk), len(missing))
         pictures = pictures[number::count]
         for start in range(0, len(pictures), _CHUNK):
             chunk = pictures[start : start + _CHUNK]
-            latents = coder.encode(torch.stack([self.pixels(i) for i in chunk]).float() / 255)
+            latents = codec.encode(torch.stack([self.pixels(i) for i in chunk]).float() / 255)
             for index, latent in zip(chunk, latents, strict=True):
-                self.store.put({"latent": latent}, LATENTS, *self._latent_key(index))
+                self.cache.put({"latent": latent}, LATENTS, *self._latent_key(index))
             progress("pictures", start + len(chunk), len(pictures))
 
     def _latent_key(self, index: int) -> Sequence[str]:
-        return self.vae or "", f"{self.height}x{self.width}", self.data.stamp(index)
+        return self.vae or "", f"{self.height}x{self.width}", self.data.version(index)
 
 
 def as_tensor(picture) -> Tensor:

@@ -26,8 +26,8 @@ _TOKENIZERS = {
 }
 
 
-class HostCoder:
-    """A `train.tool.base.Coder`."""
+class HostLatentCodec:
+    """A `train.tool.base.LatentCodec`."""
 
     def __init__(self, table: BaseTable) -> None:
         self._table = table

@@ -11,7 +11,7 @@ from torch import nn
 
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig, LoRALinear
 from i2l.i2l_core.demo.sampler import Sampling, sample, shifted
-from i2l.i2l_core.train.demo_stages.run import Run
+from i2l.i2l_core.train.demo_stages.run import StageRun
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l.i2l_core.train.optimiser import Muon, orthogonalise
 from i2l.i2l_core.train.plan import Plan
@@ -50,7 +50,7 @@ def test_muon_batches_equal_shapes_without_mixing_them():
 def _toy(folder, steps, stop=None):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-    run = Run(
+    run = StageRun(
         folder,
         Plan(steps=steps, batch=16, lr=0.01, seed=4, save_every=5),
         {"net": net},
@@ -100,7 +100,9 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     run, _, loss = _toy(tmp_path, 5)
     run.train(loss)
     with pytest.raises(ValueError, match=r"another configuration: it lacks other\.weight"):
-        Run(tmp_path, Plan(steps=5, batch=1, lr=1, seed=0), {"other": nn.Linear(2, 2)}, lambda k, p: False)
+        StageRun(
+            tmp_path, Plan(steps=5, batch=1, lr=1, seed=0), {"other": nn.Linear(2, 2)}, lambda k, p: False
+        )
 
 
 def test_plans_check_themselves():

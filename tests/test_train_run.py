@@ -33,7 +33,7 @@ from tiny_training import (
 from i2l.i2l_core.commands import train as command
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.predictors.query.file import load_predictor
-from i2l.i2l_core.train.ema import Average
+from i2l.i2l_core.train.ema import Ema
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -361,7 +361,7 @@ def test_tensorboard_shows_the_log(world, data, whole, tmp_path):
 
 def test_the_average_is_exponential_with_a_quick_start():
     weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.double))
-    average, expected = Average({"w": weight}, 0.6), torch.zeros(2, dtype=torch.double)
+    average, expected = Ema({"w": weight}, 0.6), torch.zeros(2, dtype=torch.double)
     for step in range(12):
         with torch.no_grad():
             weight.copy_(torch.tensor([1.0, step]))

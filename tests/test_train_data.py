@@ -21,8 +21,8 @@ from tiny_training import SIDE, STYLES, picture, rows, write_folder, write_shard
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.train.config import DataTable, PairingTable
-from i2l.i2l_core.train.data.batches import Deal, read, to_device
-from i2l.i2l_core.train.data.cache import LATENTS, TEXTS, Store
+from i2l.i2l_core.train.data.batches import BatchSplit, read, to_device
+from i2l.i2l_core.train.data.cache import LATENTS, TEXTS, EncodingCache
 from i2l.i2l_core.train.data.data_set import (
     DataSet,
     Picture,
@@ -32,11 +32,11 @@ from i2l.i2l_core.train.data.data_set import (
     open_rgb,
     split_styles,
 )
+from i2l.i2l_core.train.data.encoded import EncodedData
 from i2l.i2l_core.train.data.folder import Folder, open_folder
-from i2l.i2l_core.train.data.latents import Material
-from i2l.i2l_core.train.data.pairing import Pair, Target, draw
+from i2l.i2l_core.train.data.pairing import Pair, TrainTarget, draw
 from i2l.i2l_core.train.data.shards import open_shards
-from i2l.i2l_core.train.demo_base import TinyWorld
+from i2l.i2l_core.train.demo_base import DemoWorld
 from i2l.i2l_core.train.demo_data import open_generated
 
 
@@ -56,7 +56,7 @@ def test_folder_and_shards_hold_the_same_pictures(folder, tmp_path):
         one, other = shards.open(index), folder.open(by_row(folder)[key])
         assert np.array_equal(np.asarray(one), np.asarray(other))
         assert shards.latent(index) is None
-    assert len({shards.stamp(i) for i in range(len(shards.pictures))}) == len(shards.pictures)
+    assert len({shards.version(i) for i in range(len(shards.pictures))}) == len(shards.pictures)
 
 
 def test_latents_and_texts_that_the_data_brings_are_read(tmp_path):
@@ -258,8 +258,8 @@ def test_a_batch_is_dealt_once_whatever_the_devices(micro, devices, rounds):
     dealt = [
         i
         for device in range(devices)
-        for turn in range(Deal(count, micro, device, devices).rounds)
-        for i in range(count)[Deal(count, micro, device, devices).share(turn)]
+        for turn in range(BatchSplit(count, micro, device, devices).rounds)
+        for i in range(count)[BatchSplit(count, micro, device, devices).share(turn)]
     ]
     assert sorted(dealt) == list(range(count))
 
@@ -267,14 +267,14 @@ def test_a_batch_is_dealt_once_whatever_the_devices(micro, devices, rounds):
 def test_a_batch_that_cannot_be_dealt_is_refused():
     message = r"batch 6 cannot be dealt to 2 devices in micro-batches of 2; choose a multiple of 4"
     with pytest.raises(I2LError, match=message):
-        Deal(6, 2, 0, 2)
+        BatchSplit(6, 2, 0, 2)
 
 
 def test_the_noisy_batch_is_the_flow_of_its_pictures(folder, tmp_path):
-    world = TinyWorld(write_world(tmp_path), torch.device("cpu"), False)
-    material = Material(folder, SIDE, SIDE)
-    targets = (Target(1, folder.pictures[1].prompt, 0.25, 11), Target(2, "", 0.75, 12))
-    batch = to_device(read([Pair((0, 3), False, targets)], material), world, world, torch.device("cpu"))
+    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    encoded = EncodedData(folder, SIDE, SIDE)
+    targets = (TrainTarget(1, folder.pictures[1].prompt, 0.25, 11), TrainTarget(2, "", 0.75, 12))
+    batch = to_device(read([Pair((0, 3), False, targets)], encoded), world, world, torch.device("cpu"))
     clean = batch.x - batch.sigma.view(-1, 1, 1, 1) * batch.target
     for i, index in enumerate((1, 2)):
         pixels = torch.from_numpy(np.array(picture(0, index)))[None].float() / 255
@@ -290,7 +290,7 @@ def test_the_noisy_batch_is_the_flow_of_its_pictures(folder, tmp_path):
 def test_the_tiny_encoder_as_one_product_is_the_encoder(tmp_path):
     from i2l.i2l_core.demo import files
 
-    world = TinyWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
     encoder, _ = files.load_vae(tmp_path)
     pictures = torch.rand(3, SIDE, SIDE, 3)
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_the_tiny_encoder_as_one_product_is_the_encoder(tmp_path):
 
 
 def test_words_that_the_tiny_world_does_not_know_are_refused(tmp_path):
-    world = TinyWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
     world.check_prompt("two stars on the left, neon", "row 1")
     with pytest.raises(I2LError, match=r"row 2: the demo model does not know cat, stone; use its words"):
         world.check_prompt("one cat on the stone", "row 2")
@@ -308,9 +308,9 @@ def test_words_that_the_tiny_world_does_not_know_are_refused(tmp_path):
 
 
 def test_latents_of_other_sizes_are_refused(folder, tmp_path):
-    world = TinyWorld(write_world(tmp_path), torch.device("cpu"), False)
-    pairs = [Pair((0,), False, (Target(1, "", 0.5, 1), Target(2, "", 0.5, 2)))]
-    raw = read(pairs, Material(folder, SIDE, SIDE))
+    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    pairs = [Pair((0,), False, (TrainTarget(1, "", 0.5, 1), TrainTarget(2, "", 0.5, 2)))]
+    raw = read(pairs, EncodedData(folder, SIDE, SIDE))
     changed = type(raw)(raw.pairs, raw.references, [torch.zeros(16, 4, 4), None], raw.targets, raw.texts)
     changed = type(raw)(raw.pairs, raw.references, changed.latents, [None, raw.targets[1]], raw.texts)
     with pytest.raises(
@@ -359,20 +359,20 @@ def test_targets_are_covered_and_cropped_at_the_middle(size):
 
 
 def test_the_store_keeps_tensors_under_all_that_they_came_from(tmp_path):
-    store = Store(tmp_path / "cache")
-    store.put({"latent": torch.ones(2)}, LATENTS, "vae", "64x64", "a")
-    found = store.get(LATENTS, "vae", "64x64", "a")
+    cache = EncodingCache(tmp_path / "cache")
+    cache.put({"latent": torch.ones(2)}, LATENTS, "vae", "64x64", "a")
+    found = cache.get(LATENTS, "vae", "64x64", "a")
     assert found is not None
     assert torch.equal(found["latent"], torch.ones(2))
     for other in (("vae2", "64x64", "a"), ("vae", "64x6", "4a"), ("vae", "64x64", "b")):
-        assert store.get(LATENTS, *other) is None
-    assert store.get(TEXTS, "vae", "64x64", "a") is None
+        assert cache.get(LATENTS, *other) is None
+    assert cache.get(TEXTS, "vae", "64x64", "a") is None
     with pytest.raises(I2LError, match="hold NaN"):
-        store.put({"cond": torch.tensor(float("nan"))}, TEXTS, "t", "a cat")
+        cache.put({"cond": torch.tensor(float("nan"))}, TEXTS, "t", "a cat")
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(I2LError, match=r"is damaged .*delete it"):
-        store.get(LATENTS, "vae", "64x64", "a")
+        cache.get(LATENTS, "vae", "64x64", "a")
 
 
 def test_styles_need_one(folder):
