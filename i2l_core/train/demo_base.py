@@ -64,10 +64,10 @@ class DemoWorld:
     def check_prompt(self, prompt: str, name: str) -> None:
         if unknown := unknown_words(prompt):
             raise I2LError(
-                f"{name}: the tiny world does not know {listed(unknown)}; use its words, or a base model of the host"
+                f"{name}: the demo model does not know {listed(unknown)}; use its words, or a base model of the host"
             )
         if len(words_of(prompt)) > TOKENS:
-            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the tiny world reads")
+            raise I2LError(f"{name}: the prompt has more than the {TOKENS} words that the demo model reads")
 
     def release(self) -> None:
         pass
@@ -104,7 +104,7 @@ def adapted_layers(config: BackboneConfig) -> tuple[LayerSpec, ...]:
 
 @torch.no_grad()
 def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight (C, 3, PATCH, PATCH) and bias (C,) of the tiny encoder: linear by construction, so one product does it."""
+    """Weight (C, 3, PATCH, PATCH) and bias (C,) of the demo encoder: linear by construction, so one product does it."""
     count = 3 * PATCH * PATCH
     impulses = torch.cat([torch.zeros(1, count), torch.eye(count)]).view(-1, 3, PATCH, PATCH)
     bias, found = encoder(impulses).flatten(1).split([1, count])
