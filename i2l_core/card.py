@@ -19,7 +19,7 @@ from typing import Any
 from .lora import LoRA
 from .mixing.plot import inner_by_position
 from .references import Reference
-from .thumbnail import thumbnail
+from .references.thumbnail import thumbnail
 
 MOST_THUMBNAILS = 8
 THUMBNAIL_SIDE = 64  # pixels; drawn at half of that, sharp on dense screens

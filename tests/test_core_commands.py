@@ -25,12 +25,12 @@ from i2l.i2l_core.lora_files.file import load
 from i2l.i2l_core.lora_files.file import save as save_lora
 from i2l.i2l_core.lora_files.tensors import to_state_dict
 from i2l.i2l_core.mixing.whole_weights import in_whole_weights
-from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors.query.file import save_predictor
 from i2l.i2l_core.predictors.v1 import kinds as v1_kinds
 from i2l.i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
 from i2l.i2l_core.predictors.v1.network import load_v1
 from i2l.i2l_core.references import GRAY
+from i2l.i2l_core.references.files import read_reference
 from i2l.tools.host import ROOT
 
 PICTURES = sorted((ROOT / "workflows" / "references").glob("glass_*.png"))[:2]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.pictures import read_reference
+from i2l.i2l_core.references.files import read_reference
 
 
 def colours(height: int = 24, width: int = 36, channels: int = 3) -> np.ndarray:

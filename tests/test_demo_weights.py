@@ -15,11 +15,11 @@ from i2l.i2l_core.demo.style import sample_style
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.mixing.spectrum import cosine
-from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors import open_predictor
 from i2l.i2l_core.predictors.plain_runtime import PlainRuntime
 from i2l.i2l_core.predictors.query.file import load_predictor
 from i2l.i2l_core.references import Reference
+from i2l.i2l_core.references.files import read_reference
 from i2l.i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l.tools.host import ROOT
 

@@ -15,8 +15,8 @@ from tiny_v1 import known, random_predictor, save
 from i2l.i2l_core.encoders import DINOV3, KINDS, SIGLIP2, load_pooled
 from i2l.i2l_core.lora import LoRA, LowRank, Target
 from i2l.i2l_core.lora_files import file as lora_file
-from i2l.i2l_core.pictures import read_reference
 from i2l.i2l_core.predictors.v1.kinds import Z_IMAGE, V1Config
+from i2l.i2l_core.references.files import read_reference
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 

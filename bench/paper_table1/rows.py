@@ -10,7 +10,7 @@ from typing import Any
 
 from ...i2l_core.checks import check_entries, listed, shown
 from ...i2l_core.errors import I2LError
-from ...i2l_core.pictures import SUFFIXES
+from ...i2l_core.references.files import SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

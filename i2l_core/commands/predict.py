@@ -19,10 +19,10 @@ from ..files.atomic import SUFFIX
 from ..lora_files.file import save
 from ..lora_files.keys import KEY_FORMATS
 from ..mixing.whole_weights import in_whole_weights
-from ..pictures import read_reference
 from ..predictors import open_predictor
 from ..predictors.plain_runtime import PlainRuntime
 from ..references import Reference, with_positive_weight
+from ..references.files import read_reference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -15,9 +15,9 @@ import folder_paths
 from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import safe_join
-from ..pictures import SUFFIXES, read_reference
 from ..predictors.base import Progress
 from ..references import Reference
+from ..references.files import SUFFIXES, read_reference
 from .folders import with_slashes
 
 EXAMPLES = "(examples of i2L)"  # the library that ships with the pack, beside those of the input folder

@@ -17,7 +17,7 @@ from ..lora_files.file import save
 from ..lora_files.keys import KeyFormat
 from ..mixing.whole_weights import in_whole_weights
 from ..references import references_from
-from ..thumbnail import thumbnail
+from ..references.thumbnail import thumbnail
 from .folders import loras_folder
 from .lora_model import lora_of
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from .references import Reference
+from . import Reference
 
 SIDE = 256  # pixels
 MOST = 4  # pictures, in a square of squares

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import shown
-from .errors import I2LError
+from ..checks import shown
+from ..errors import I2LError
 
 MIN_SIDE = 8  # pixels; below this a picture shows no style
 MAX_ASPECT = 16  # longer side over shorter side
