@@ -22,8 +22,9 @@ class ApplyPredictedLoRA(io.ComfyNode):
             node_id="ApplyPredictedLoRA",
             display_name="Apply Predicted LoRA",
             category=CATEGORY,
-            description="Styles a model with a LoRA from Images to LoRA, without a file in between. Sampling "
-            "is as fast as without it. A LoRA that does not fit the model whole is an error.",
+            description="Applies a LoRA from Images to LoRA to a model, without saving it to a file first. "
+            "In merged mode sampling is as fast as without it. Stops with an error if the LoRA "
+            "does not fit the model.",
             search_aliases=[
                 "apply style",
                 "style strength",
@@ -37,14 +38,16 @@ class ApplyPredictedLoRA(io.ComfyNode):
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to style: the base model that the predictor is for."
+                    "model",
+                    tooltip="The model to style. It must be the base model that the predictor was made for.",
                 ),
                 LoraModel.Input(
-                    "lora", tooltip="From Images to LoRA, or a LoRA of ComfyUI's own Train LoRA node."
+                    "lora",
+                    tooltip="The LoRA to apply, from Images to LoRA or from ComfyUI's own Train LoRA node.",
                 ),
                 strength_input(
                     "strength",
-                    "How strong the style is. 1 is as predicted, 0.5 half of it, 0 none; above 1.5 "
+                    "Strength of the style. 1: as predicted, 0.5: half, 0: off. Above 1.5 "
                     "pictures may break, below 0 they move away from the style.",
                 ),
                 io.Combo.Input(
@@ -52,8 +55,9 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     options=[MERGED, LIVE],
                     default=MERGED,
                     optional=True,
-                    tooltip="merged: into the weights, free per step. live: beside the weights, a few percent "
-                    "slower; for start, end, curve and mask, and for models whose weights cannot be patched.",
+                    tooltip="merged: patches the weights, no cost per step. live: adds the LoRA during "
+                    "sampling, a few percent slower; needed for start_percent, end_percent, "
+                    "curve and mask, and for models whose weights cannot be patched.",
                 ),
                 start_percent_input(),
                 end_percent_input(),
@@ -63,20 +67,21 @@ class ApplyPredictedLoRA(io.ComfyNode):
                     default=ERROR,
                     optional=True,
                     advanced=True,
-                    tooltip="What to do when the model lacks some of the LoRA's layers: stop with an error that "
-                    "names them, or apply the rest and say how many were skipped.",
+                    tooltip="What to do if the model lacks some of the LoRA's layers. error: stop and "
+                    "list them. skip: apply the others and report how many were skipped.",
                 ),
                 curve_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Live mode only. Where in the picture the style acts: white fully, black not at all.",
+                    tooltip="Only in live mode. Where in the picture the LoRA acts: white fully, black "
+                    "not at all.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     "model",
-                    tooltip="The styled model, for a KSampler. The model that came in stays as it is.",
+                    tooltip="The styled model, for a KSampler. The input model does not change.",
                 )
             ],
         )

@@ -1,4 +1,4 @@
-"""Choose where in the network a LoRA acts."""
+"""Block weights: choose where in the network a LoRA acts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class LoRABlocks(io.ComfyNode):
             node_id="LoRABlocks",
             display_name="LoRA Blocks",
             category=CATEGORY,
-            description="Makes a LoRA act only in a part of the network, or stronger in one part than in another. "
-            "The result is a LoRA: apply it, mix it, save it.",
+            description="Sets block weights: limits a LoRA to a part of the network, or makes it stronger "
+            "in one part than in another. The result is a LoRA that you can apply, fuse or "
+            "save.",
             search_aliases=[
                 "block weight",
                 "lora block weight",
@@ -32,33 +33,42 @@ class LoRABlocks(io.ComfyNode):
             ],
             has_intermediate_output=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="From Images to LoRA, Fuse LoRAs or Load LoRA File."),
+                LoraModel.Input(
+                    "lora", tooltip="The LoRA to change, from Images to LoRA, Fuse LoRAs or Load LoRA File."
+                ),
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default=EVERYWHERE,
-                    tooltip="Where it acts. What each does is measured in docs/where.md. custom: as the strengths "
-                    "below say; they do nothing otherwise.",
+                    tooltip="The part of the network where the LoRA acts. custom uses the strengths "
+                    "below; presets ignore them. Measured effects: docs/where.md.",
                 ),
                 *(
-                    strength_input(name, f"custom: strength in {what}.")
+                    strength_input(name, f"custom: strength of {what}.")
                     for name, what in (
-                        ("attention", "attention layers"),
-                        ("mlp", "MLP layers"),
-                        ("other", "modulation, and what is before and after the blocks"),
-                        ("image", "layers that see only the picture, times that of their kind"),
-                        ("text", "layers that see only the prompt, times that of their kind"),
+                        ("attention", "the attention layers"),
+                        ("mlp", "the MLP layers"),
+                        ("other", "the modulation layers and the layers before and after the blocks"),
+                        (
+                            "image",
+                            "layers that process only the picture; multiplied with attention, mlp or other",
+                        ),
+                        (
+                            "text",
+                            "layers that process only the prompt; multiplied with attention, mlp or other",
+                        ),
                     )
                 ),
                 io.String.Input(
                     "depth",
                     default="",
                     placeholder="0: 1, 0.5: 0.3, 1: 0",
-                    tooltip="custom: how the strength changes from the first block (0) to the last (1), as places "
-                    "and factors, with straight lines between. Empty: it does not.",
+                    tooltip="custom: strength by depth as keyframes position: factor, such as 0: 1, "
+                    "0.5: 0.3, 1: 0 (0 = first block, 1 = last), linear in between. Empty: the "
+                    "same in all blocks.",
                 ),
             ],
-            outputs=[LoraModel.Output("lora", tooltip="The LoRA that acts there.")],
+            outputs=[LoraModel.Output("lora", tooltip="The LoRA with these block weights.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A folder of styles as a list: what follows runs once for each."""
+"""A folder of styles as a list: the nodes after this one run once per style."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class ImagesFromFolder(io.ComfyNode):
             node_id="ImagesFromFolder",
             display_name="Images from Folder (i2L)",
             category=CATEGORY,
-            description="A library of styles: each sub-folder of pictures is one style. Images to LoRA and Save "
-            "Predicted LoRA then run once for each style, unattended. Broken pictures are named and left out.",
+            description="Reads a style library: each sub-folder of pictures is one style. Images to LoRA "
+            "and Save Predicted LoRA then run once per style. Pictures that cannot be read are "
+            "skipped and listed in the report.",
             search_aliases=[
                 "style library",
                 "batch styles",
@@ -34,29 +35,32 @@ class ImagesFromFolder(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=[*library_folders(), EXAMPLES],
-                    tooltip="A folder in ComfyUI's input folder whose sub-folders hold pictures, one style each. "
-                    "Press R to list a folder just made. The examples come with the pack.",
+                    tooltip="A folder inside ComfyUI's input folder; each of its sub-folders holds the "
+                    "pictures of one style. Press R to refresh the list. The examples come with "
+                    "the pack.",
                 ),
                 io.Int.Input(
                     "most_pictures",
                     default=8,
                     min=1,
                     max=MOST_PICTURES,
-                    tooltip="How many pictures of each style are used, the first ones by name.",
+                    tooltip="How many pictures of each style to use at most, in the order of their names.",
                 ),
             ],
             outputs=[
                 Reference.Output(
                     "references",
                     is_output_list=True,
-                    tooltip="For an image socket of Images to LoRA: the pictures of one style after the other.",
+                    tooltip="A list with the pictures of each style, for an image socket of Images to LoRA.",
                 ),
                 io.String.Output(
                     "names",
                     is_output_list=True,
-                    tooltip="The names of the folders, for the filename of Save Predicted LoRA.",
+                    tooltip="A list with the names of the folders, for the filename of Save Predicted LoRA.",
                 ),
-                io.String.Output("report", tooltip="How many styles there are, and what was left out."),
+                io.String.Output(
+                    "report", tooltip="The number of styles, and which pictures were skipped and why."
+                ),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Several LoRAs as one, and sequences of LoRAs that lead from one style to another."""
+"""Mix several LoRAs into one, or make a list of LoRAs that morphs one style into another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FuseLoRAs(io.ComfyNode):
             node_id="FuseLoRAs",
             display_name="Fuse LoRAs",
             category=CATEGORY,
-            description="Mixes styles: several LoRAs, each with its weight, become one. Or morphs one style into "
+            description="Mixes several LoRAs, each with a weight, into one LoRA. Or morphs one style into "
             "another, as a list of LoRAs.",
             search_aliases=[
                 "merge lora",
@@ -40,22 +40,23 @@ class FuseLoRAs(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "loras",
                     options=[_loras(count) for count in range(2, MAX_LORAS + 1)],
-                    tooltip="How many LoRAs to fuse. Set it first: another number puts all weights back to 1.",
+                    tooltip="How many LoRAs to fuse. Set this first: changing it resets all weights to 1.",
                 ),
                 io.DynamicCombo.Input(
                     "method",
                     options=_methods(),
-                    tooltip="concat: the exact sum, ranks add up. svd: the sum at a lower rank. spectral: only the "
-                    "main directions of each style. interpolate: a style between two. morph: a list of styles "
-                    "from one to another.",
+                    tooltip="concat: the exact sum; the ranks add up. svd: the sum at a lower rank. "
+                    "spectral: the sum of the main directions of each LoRA. interpolate: one "
+                    "style between two (slerp). morph: a list of styles from the first to the "
+                    "second.",
                 ),
             ],
             outputs=[
                 LoraModel.Output(
                     "lora",
                     is_output_list=True,
-                    tooltip="The fused LoRA, for Apply Predicted LoRA or Save Predicted LoRA. From morph a list: "
-                    "what follows runs once for each.",
+                    tooltip="The fused LoRA, for Apply Predicted LoRA or Save Predicted LoRA. morph "
+                    "outputs a list: the nodes after it run once per LoRA.",
                 )
             ],
         )
@@ -90,11 +91,12 @@ def _loras(count: int) -> io.DynamicCombo.Option:
         socket = LoraModel.Input(
             f"lora_{number}",
             optional=True,
-            tooltip="From Images to LoRA or another fusion. All for one base model; an empty socket is left out.",
+            tooltip="A LoRA from Images to LoRA, Load LoRA File or another fusion. All must be for the "
+            "same base model. Empty sockets are ignored.",
         )
         weight = strength_input(
             f"weight_{number}",
-            "How much of this LoRA goes in. 1: as it is, 0: left out, below 0: away from its style.",
+            "Weight of this LoRA in the mix. 1: full strength, 0: left out, below 0: away from its style.",
         )
         inputs += [socket, weight]
     return io.DynamicCombo.Option(str(count), inputs)
@@ -102,7 +104,7 @@ def _loras(count: int) -> io.DynamicCombo.Option:
 
 def _methods() -> list[io.DynamicCombo.Option]:
     rank = io.Int.Input(
-        "rank", default=0, min=0, max=4096, tooltip="The highest rank that a layer may have. 0: no limit."
+        "rank", default=0, min=0, max=4096, tooltip="The highest rank a layer may have. 0: no limit."
     )
     energy = io.Float.Input(
         "energy",
@@ -110,7 +112,8 @@ def _methods() -> list[io.DynamicCombo.Option]:
         min=0.01,
         max=1.0,
         step=0.01,
-        tooltip="The share of the style to keep: every layer gets the lowest rank that does. 1: all of it.",
+        tooltip="Fraction of each layer's energy to keep. Every layer gets the lowest rank that keeps "
+        "it. 1: everything.",
     )
     alpha = io.Float.Input(
         "alpha",
@@ -118,17 +121,24 @@ def _methods() -> list[io.DynamicCombo.Option]:
         min=0.0,
         max=20.0,
         step=0.05,
-        tooltip="How fast the finer directions of each style fade. 0: nothing fades, 5: only the main one is left.",
+        tooltip="How much the weaker directions of each style are reduced. 0: not at all, 5: only the "
+        "main direction of each layer remains.",
     )
     t = io.Float.Input(
-        "t", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="0: the first style, 1: the second."
+        "t",
+        default=0.5,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Position between the two styles. 0: the first, 1: the second.",
     )
     frames = io.Int.Input(
         "frames",
         default=5,
         min=2,
         max=MAX_FRAMES,
-        tooltip="How many LoRAs from the first style to the second, both included. Each takes memory of its own.",
+        tooltip="How many LoRAs from the first style to the second, both included. Each needs memory of "
+        "its own.",
     )
     option = io.DynamicCombo.Option
     return [

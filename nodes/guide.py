@@ -1,4 +1,4 @@
-"""Asymmetric guidance: the style on the positive side of CFG, what has no style on the negative side."""
+"""Asymmetric guidance: the style LoRA on the positive side of CFG, the neutral LoRA on the negative side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..i2l_core.schedule import Schedule
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, curve_input, end_percent_input, start_percent_input, strength_input
 
-_STYLE_TOOLTIP = "The style, from Images to LoRA. It acts on the positive prompt only."
+_STYLE_TOOLTIP = "The style LoRA, from Images to LoRA. It acts only on the positive prompt."
 _NEUTRAL_TOOLTIP = (
-    "The second output of Images to LoRA: what the predictor makes of plain gray pictures. It acts on the "
-    "negative prompt only. Without it the negative side is the model as it is."
+    "The neutral LoRA, predicted from plain gray pictures: the second output of Images to LoRA. It acts only on "
+    "the negative prompt. Unconnected: the negative prompt uses the plain model."
 )
-_CFG_1 = "At cfg 1 (distilled and turbo models) there is no negative side: only the style acts."
+_CFG_1 = "At cfg 1 (distilled and turbo models) there is no negative side: only the style LoRA acts."
 _SEARCH = ["asymmetric", "asymmetric guidance", "style cfg", "negative lora", "lora per branch", "i2l"]
 
 
@@ -29,26 +29,29 @@ class AsymmetricCFG(io.ComfyNode):
             node_id="AsymmetricCFG",
             display_name="Asymmetric CFG (i2L)",
             category=CATEGORY,
-            description="Styles the positive side of CFG with one LoRA and the negative side with another, for "
-            f"any KSampler and at the speed of plain CFG. Stronger styles at the same strength. {_CFG_1}",
+            description="Applies the style LoRA to the positive side of CFG and the neutral LoRA to the negative side. "
+            f"Works with any KSampler, as fast as plain CFG; styles come out stronger at the same strength. {_CFG_1}",
             search_aliases=_SEARCH,
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to style: the base model that the predictor is for."
+                    "model",
+                    tooltip="The model to style. It must be the base model that the predictor was made for.",
                 ),
                 LoraModel.Input("style", tooltip=_STYLE_TOOLTIP),
                 LoraModel.Input("neutral", optional=True, tooltip=_NEUTRAL_TOOLTIP),
                 strength_input(
-                    "strength", "How strong the style is on the positive side. 1 is as predicted."
+                    "strength", "Strength of the style LoRA on the positive side. 1: as predicted."
                 ),
-                strength_input("neutral_strength", "How strong the neutral LoRA is on the negative side."),
+                strength_input("neutral_strength", "Strength of the neutral LoRA on the negative side."),
                 start_percent_input(),
                 end_percent_input(),
                 curve_input(),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="For a KSampler. The model that came in stays as it is."),
+                io.Model.Output(
+                    "model", tooltip="The styled model, for a KSampler. The input model does not change."
+                ),
             ],
         )
 
@@ -76,15 +79,16 @@ class AsymmetricGuider(io.ComfyNode):
             node_id="AsymmetricGuider",
             display_name="Asymmetric Guider (i2L)",
             category=CATEGORY,
-            description="A guider for SamplerCustomAdvanced: CFG with one LoRA on the positive side and another "
-            f"on the negative side, at the speed of plain CFG. {_CFG_1}",
+            description="Guider for SamplerCustomAdvanced: CFG with the style LoRA on the positive side and the "
+            f"neutral LoRA on the negative side, as fast as plain CFG. {_CFG_1}",
             search_aliases=[*_SEARCH, "guider"],
             has_intermediate_output=True,
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to style: the base model that the predictor is for."
+                    "model",
+                    tooltip="The model to style. It must be the base model that the predictor was made for.",
                 ),
-                io.Conditioning.Input("positive", tooltip="What to paint. The style acts here."),
+                io.Conditioning.Input("positive", tooltip="What to draw. The style LoRA acts here."),
                 io.Conditioning.Input("negative", tooltip="What to avoid. The neutral LoRA acts here."),
                 LoraModel.Input("style", tooltip=_STYLE_TOOLTIP),
                 LoraModel.Input("neutral", optional=True, tooltip=_NEUTRAL_TOOLTIP),
@@ -95,12 +99,13 @@ class AsymmetricGuider(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip=f"How far to move from the negative to the positive side. {_CFG_1}",
+                    tooltip="CFG scale: how far each step moves from the negative prompt towards the positive one. "
+                    f"{_CFG_1}",
                 ),
                 strength_input(
-                    "strength", "How strong the style is on the positive side. 1 is as predicted."
+                    "strength", "Strength of the style LoRA on the positive side. 1: as predicted."
                 ),
-                strength_input("neutral_strength", "How strong the neutral LoRA is on the negative side."),
+                strength_input("neutral_strength", "Strength of the neutral LoRA on the negative side."),
                 start_percent_input(),
                 end_percent_input(),
                 curve_input(),

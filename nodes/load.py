@@ -23,7 +23,7 @@ class LoadI2LPredictor(io.ComfyNode):
             display_name="Load i2L Predictor",
             category=CATEGORY,
             description="Loads a predictor: the network that turns reference pictures into a style LoRA. "
-            "It belongs to one base model, such as FLUX.2 klein.",
+            "Each predictor is made for one base model, such as FLUX.2 klein.",
             search_aliases=["image to lora", "i2l", "style predictor", "hypernetwork", "load style model"],
             has_intermediate_output=True,
             inputs=[
@@ -31,15 +31,17 @@ class LoadI2LPredictor(io.ComfyNode):
                     "predictor_name",
                     display_name="predictor",
                     options=predictor_names() or [NO_FILES],
-                    tooltip="A .safetensors predictor file in models/i2l, or a folder there with a model.py (a "
-                    "Diffusion Template), whose name ends with /. Press R to list what was just added.",
+                    tooltip="A .safetensors predictor in models/i2l, or a folder there with a model.py "
+                    "(a Diffusion Template); names of folders end with /. Press R to refresh "
+                    "the list.",
                 ),
                 io.Boolean.Input(
                     "allow_code",
                     default=False,
                     optional=True,
-                    tooltip="Only for Diffusion Templates, which bring a program. Switched on, it may run: it can "
-                    "do anything that ComfyUI can. The server must permit it too: see the help of this node.",
+                    tooltip="Only for Diffusion Templates, which contain a program. On: the program may "
+                    "run and can do anything that ComfyUI can do on this computer. The server "
+                    "must allow it too: see the help of this node.",
                 ),
                 io.Combo.Input(
                     "encoder_weights",
@@ -47,15 +49,15 @@ class LoadI2LPredictor(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="Only for predictors of version 1: how the largest image encoder, DINOv3, is kept. 16 "
-                    "bit takes 13.4 GB; 8 bit takes half of it, and the LoRA is a little different. auto: 8 bit on "
-                    "cards of less than 16 GB.",
+                    tooltip="Only for predictors of version 1: precision of the DINOv3 encoder's "
+                    "weights. 16 bit takes 13.4 GB, 8 bit half of that and changes the LoRA "
+                    "slightly. auto: 8 bit on GPUs with less than 16 GB.",
                 ),
             ],
             outputs=[
                 Predictor.Output(
                     "predictor",
-                    tooltip="For Images to LoRA. Its LoRAs fit only the base model it was made for.",
+                    tooltip="The predictor, for Images to LoRA. Its LoRAs fit only its own base model.",
                 )
             ],
         )

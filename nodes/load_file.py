@@ -24,16 +24,16 @@ class LoadLoRAFile(io.ComfyNode):
             node_id="LoadLoRAFile",
             display_name="Load LoRA File",
             category=CATEGORY,
-            description="Reads a LoRA of models/loras, trained or predicted, for the nodes that take a LoRA by "
-            "itself: Fuse LoRAs, LoRA Preview, Apply Predicted LoRA, Asymmetric CFG. Knows the names of ComfyUI, "
-            "diffusers, PEFT, kohya and DiffSynth.",
+            description="Loads a LoRA file from models/loras for the nodes that take a LoRA: Fuse LoRAs, "
+            "LoRA Preview, LoRA Blocks, Apply Predicted LoRA, Asymmetric CFG. Reads the key "
+            "names of ComfyUI, diffusers, PEFT, kohya and DiffSynth.",
             search_aliases=["load lora", "lora file", "lora model", "mix lora", "diffsynth lora", "i2l"],
             has_intermediate_output=True,
             inputs=[
                 io.Combo.Input(
                     "lora_name",
                     options=lora_files() or [NO_FILES],
-                    tooltip="A .safetensors file in models/loras. Press R to list a file just added.",
+                    tooltip="A .safetensors file in models/loras. Press R to refresh the list.",
                 ),
                 io.Combo.Input(
                     "base_model",
@@ -41,11 +41,11 @@ class LoadLoRAFile(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="What the LoRA is for. auto tells it from the file; choose only when asked to.",
+                    tooltip="Base model of the LoRA. auto detects it; set it only if an error asks you to.",
                 ),
             ],
             outputs=[
-                LoraModel.Output("lora", tooltip="The LoRA, as Images to LoRA would give it."),
+                LoraModel.Output("lora", tooltip="The LoRA, in the same form as from Images to LoRA."),
             ],
         )
 

@@ -26,16 +26,16 @@ class ImagesToLoRA(io.ComfyNode):
         picture = io.MultiType.Input(
             PREFIX,
             types=[io.Image, Reference],
-            tooltip="A reference picture, or a batch of them. Any size: each is looked at on its own. From "
-            "Style Reference it comes with a weight and a mask.",
+            tooltip="A reference picture or a batch of them, of any size. Style Reference adds a weight "
+            "and a mask.",
             optional=True,
         )
         return io.Schema(
             node_id="ImagesToLoRA",
             display_name="Images to LoRA",
             category=CATEGORY,
-            description="Predicts a LoRA of the style that the reference pictures share, in one pass: no "
-            "training, no seed, the same pictures always give the same LoRA.",
+            description="Predicts a LoRA of the style that the reference pictures share, in one forward "
+            "pass. No training and no seed: the same pictures always give the same LoRA.",
             search_aliases=[
                 "image to lora",
                 "i2l",
@@ -47,18 +47,22 @@ class ImagesToLoRA(io.ComfyNode):
             ],
             has_intermediate_output=True,
             inputs=[
-                Predictor.Input("predictor", tooltip="From Load i2L Predictor or Load i2L Demo."),
+                Predictor.Input(
+                    "predictor", tooltip="The predictor, from Load i2L Predictor or Load i2L Demo."
+                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Only for Qwen-Image-i2L Coarse and Fine: the CLIP of Qwen-Image, from Load CLIP with "
-                    "the type qwen_image. They look at the pictures through it as well; others ignore it.",
+                    tooltip="Only for Qwen-Image-i2L Coarse and Fine, which also read the pictures with "
+                    "the text encoder of Qwen-Image: connect Load CLIP with the type "
+                    "qwen_image. Other predictors ignore it.",
                 ),
                 io.Autogrow.Input(
                     "images",
                     template=io.Autogrow.TemplatePrefix(picture, prefix=PREFIX, min=1, max=MAX_INPUTS),
                     optional=True,  # and last: sockets after those that grow lose their links when nodes are copied
-                    tooltip="One or more pictures of the same style. A new socket appears when one is used.",
+                    tooltip="One or more pictures of the same style. A new socket appears when you "
+                    "connect one.",
                 ),
             ],
             hidden=[io.Hidden.dynprompt],
@@ -69,8 +73,9 @@ class ImagesToLoRA(io.ComfyNode):
                 ),
                 LoraModel.Output(
                     "neutral",
-                    tooltip="The LoRA of as many plain gray pictures: what remains without a style. For the "
-                    "negative branch of asymmetric guidance; most workflows do not need it.",
+                    tooltip="The neutral LoRA, predicted from as many plain gray pictures: what is left "
+                    "without a style. For the negative side of Asymmetric CFG; other workflows"
+                    " do not need it.",
                 ),
             ],
         )

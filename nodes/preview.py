@@ -1,4 +1,4 @@
-"""A picture of a LoRA, or of two and how alike they are."""
+"""Plot a LoRA, or two LoRAs and how similar they are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class LoRAPreview(io.ComfyNode):
             node_id="LoRAPreview",
             display_name="LoRA Preview",
             category=CATEGORY,
-            description="Draws a LoRA: in which blocks of the model and in what kind of layers it acts, and how high "
-            "a rank it needs. With a second LoRA: how alike the two styles are.",
+            description="Plots a LoRA: its size in each block and each kind of layer, and the rank it "
+            "needs. With a second LoRA: how similar the two styles are.",
             search_aliases=["show lora", "inspect lora", "compare lora", "lora plot", "lora spectrum", "i2l"],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="The LoRA to draw, from Images to LoRA or Fuse LoRAs."),
+                LoraModel.Input(
+                    "lora", tooltip="The LoRA to plot, from Images to LoRA, Fuse LoRAs or Load LoRA File."
+                ),
                 LoraModel.Input(
                     "compare", optional=True, tooltip="Another LoRA for the same base model, to compare with."
                 ),
@@ -33,10 +35,10 @@ class LoRAPreview(io.ComfyNode):
                     max=4800,
                     step=100,
                     optional=True,
-                    tooltip="Width of the picture in pixels. The height is three quarters of it.",
+                    tooltip="Width of the plot in pixels. The height is three quarters of it.",
                 ),
             ],
-            outputs=[io.Image.Output("image", tooltip="The picture, to save or to look at.")],
+            outputs=[io.Image.Output("image", tooltip="The plot, to save or preview.")],
         )
 
     @classmethod

@@ -17,8 +17,8 @@ class StyleReference(io.ComfyNode):
             node_id="StyleReference",
             display_name="Style Reference",
             category=CATEGORY,
-            description="A reference picture that counts more or less than the others, or of which only a part "
-            "is looked at. For the image sockets of Images to LoRA.",
+            description="Gives a reference picture a weight, and a mask for the part that shows the style. "
+            "For the image sockets of Images to LoRA.",
             search_aliases=["reference weight", "reference mask", "weighted image", "style from part", "i2l"],
             has_intermediate_output=True,
             inputs=[
@@ -26,8 +26,9 @@ class StyleReference(io.ComfyNode):
                 io.MultiType.Input(
                     "image",
                     types=[io.Image, Reference],
-                    tooltip="A picture, or a batch of them that all get this weight. Another Style Reference, or "
-                    "Images from Folder: its weights are multiplied by this one.",
+                    tooltip="A picture or a batch; all of them get this weight. References from another "
+                    "Style Reference or Images from Folder work too: their weights are "
+                    "multiplied by this one.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -35,17 +36,21 @@ class StyleReference(io.ComfyNode):
                     min=0.0,
                     max=64.0,
                     step=0.05,
-                    tooltip="How much it counts: 2 is exactly as if the picture were given twice, 0 as if it were "
-                    "not given.",
+                    tooltip="Weight against the other references. 2: exactly as if the picture were "
+                    "given twice, 0: left out.",
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the style is taken from, black what is ignored. Predictors of version "
-                    "1 and templates see the ignored part filled with the mean colour of the rest.",
+                    tooltip="Where to take the style from: white yes, black no. Predictors of version 1 "
+                    "and templates see the black part filled with the mean colour of the rest.",
                 ),
             ],
-            outputs=[Reference.Output("reference", tooltip="For an image socket of Images to LoRA.")],
+            outputs=[
+                Reference.Output(
+                    "reference", tooltip="The weighted reference, for an image socket of Images to LoRA."
+                )
+            ],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A style in a part of the picture."""
+"""Style one part of the picture."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class StyleRegion(io.ComfyNode):
             node_id="StyleRegion",
             display_name="Style Region",
             category=CATEGORY,
-            description="A style in one part of the picture, and another prompt there if you like. One node per "
-            "region, in a chain: model to model, positive to positive. Each region makes a step as much slower as "
-            "one more prompt does.",
+            description="Applies a style LoRA, and optionally another prompt, to one part of the picture. "
+            "Chain one node per region: model to model, positive to positive. Each region slows "
+            "a step down as much as one more prompt.",
             search_aliases=[
                 "regional style",
                 "regional lora",
@@ -33,33 +33,42 @@ class StyleRegion(io.ComfyNode):
             ],
             has_intermediate_output=True,
             inputs=[
-                io.Model.Input("model", tooltip="The base model, or the model of the region before."),
+                io.Model.Input(
+                    "model", tooltip="The base model, or the model output of the previous Style Region."
+                ),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="What to paint in the whole picture, or the positive output of the region before.",
+                    tooltip="The prompt of the whole picture, or the positive output of the previous "
+                    "Style Region.",
                 ),
                 LoraModel.Input(
-                    "lora", tooltip="The style of the region, from Images to LoRA or Load LoRA File."
+                    "lora", tooltip="The style LoRA of the region, from Images to LoRA or Load LoRA File."
                 ),
                 io.Mask.Input(
                     "mask",
-                    tooltip="The region: white fully, black not at all, gray in between. A later region lies on top "
-                    "of an earlier one. Soft edges (Feather Mask) blend better.",
+                    tooltip="The region: white inside, black outside, gray in between. A later region "
+                    "covers earlier ones. Soft edges (Feather Mask) blend better.",
                 ),
-                strength_input("strength", "How strong the style is in the region. 1 is as predicted."),
+                strength_input("strength", "Strength of the style in the region. 1: as predicted."),
                 start_percent_input(),
                 end_percent_input(),
                 curve_input(),
                 io.Conditioning.Input(
                     "prompt",
                     optional=True,
-                    tooltip="What to paint in the region. Without it what positive asks for in the whole picture.",
+                    tooltip="The prompt of the region. Unconnected: the region uses the prompt of the "
+                    "whole picture.",
                 ),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="For the next region or a KSampler."),
+                io.Model.Output(
+                    "model",
+                    tooltip="The model with all regions so far, for the next Style Region or a KSampler.",
+                ),
                 io.Conditioning.Output(
-                    "positive", tooltip="For the next region or a KSampler, together with this model."
+                    "positive",
+                    tooltip="The prompts of all regions so far, for the next Style Region or a "
+                    "KSampler. Use it with this model output.",
                 ),
             ],
         )

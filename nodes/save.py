@@ -1,4 +1,4 @@
-"""Keep a predicted LoRA as a file."""
+"""Save a LoRA as a file in models/loras."""
 
 from __future__ import annotations
 
@@ -18,49 +18,53 @@ class SavePredictedLoRA(io.ComfyNode):
             node_id="SavePredictedLoRA",
             display_name="Save Predicted LoRA",
             category=CATEGORY,
-            description="Saves a LoRA into models/loras, where every LoRA loader finds it. Nothing is "
-            "overwritten: a name that exists gets a number.",
+            description="Saves a LoRA to models/loras, where every LoRA loader finds it. Never overwrites a "
+            "file: if the name is taken, a number is added.",
             search_aliases=["save lora", "export lora", "export style", "keep style", "i2l"],
             is_output_node=True,
             inputs=[
-                LoraModel.Input("lora", tooltip="The LoRA to save, from Images to LoRA."),
+                LoraModel.Input(
+                    "lora", tooltip="The LoRA to save, from Images to LoRA, Fuse LoRAs or LoRA Blocks."
+                ),
                 io.String.Input(
                     "filename",
                     default="i2l/style",
-                    tooltip="Name of the file, without .safetensors. A / makes a subfolder of models/loras.",
+                    tooltip="File name without .safetensors. A / makes a subfolder of models/loras.",
                 ),
                 io.String.Input(
                     "notes",
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="Free text kept in the file, such as the style's name. LoRA managers show it.",
+                    tooltip="Free text stored in the file's metadata, such as the name of the style. "
+                    "LoRA managers show it.",
                 ),
                 io.Combo.Input(
                     "layout",
                     options=list(KEY_FORMATS),
                     default="ComfyUI",
                     optional=True,
-                    tooltip="For whom the file is. ComfyUI: every LoRA loader of ComfyUI reads it. diffusers: for "
-                    "diffusers and PEFT. DiffSynth: for DiffSynth-Studio. All say the same, exactly.",
+                    tooltip="Key names of the file. ComfyUI: for every LoRA loader of ComfyUI. "
+                    "diffusers: for diffusers and PEFT. DiffSynth: for DiffSynth-Studio. The "
+                    "weights are the same in all three.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default=AS_IT_IS,
                     optional=True,
-                    tooltip="Numbers in the file. as it is: exactly the LoRA. bfloat16 and float16 halve the size "
-                    "of a float32 one.",
+                    tooltip="Precision of the weights in the file. as it is: unchanged. bfloat16 and "
+                    "float16 halve the size of a float32 LoRA.",
                 ),
                 io.Image.Input(
                     "preview",
                     optional=True,
-                    tooltip="A picture or a batch kept in the file as its thumbnail: the references, or a result. "
-                    "LoRA managers show it.",
+                    tooltip="A picture or a batch stored in the file as its thumbnail: the references, "
+                    "or a result. LoRA managers show it.",
                 ),
             ],
             outputs=[
-                io.String.Output("lora_name", tooltip="The name it got, as LoRA loaders list it."),
+                io.String.Output("lora_name", tooltip="The name of the saved file, as LoRA loaders list it."),
             ],
         )
 

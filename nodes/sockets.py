@@ -23,12 +23,18 @@ def strength_input(name: str, tooltip: str) -> io.Float.Input:
 
 def start_percent_input() -> io.Float.Input:
     return _percent(
-        "start_percent", 0.0, "From which share of the sampling on it acts. 0: from the first step."
+        "start_percent",
+        0.0,
+        "When the LoRA starts to act, as a fraction of the sampling. 0: from the first step.",
     )
 
 
 def end_percent_input() -> io.Float.Input:
-    return _percent("end_percent", 1.0, "Up to which share of the sampling it acts. 1: to the last step.")
+    return _percent(
+        "end_percent",
+        1.0,
+        "When the LoRA stops acting, as a fraction of the sampling. 1: after the last step.",
+    )
 
 
 def curve_input() -> io.String.Input:
@@ -38,8 +44,8 @@ def curve_input() -> io.String.Input:
         optional=True,
         advanced=True,
         placeholder="0: 1, 0.5: 0.3, 1: 0",
-        tooltip="How the strength changes over the sampling, as places and factors (0: 1, 0.5: 0.3, 1: 0), with "
-        f"straight lines between, or one of: {', '.join(NAMED)}. Empty: it does not change.",
+        tooltip="Strength over the sampling as keyframes position: factor, such as 0: 1, 0.5: 0.3, 1: 0 (0 = first "
+        f"step, 1 = last), linear in between. Or a name: {', '.join(NAMED)}. Empty: constant.",
     )
 
 
