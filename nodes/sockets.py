@@ -13,7 +13,7 @@ from ..i2l_core.schedule import NAMED
 CATEGORY = "i2L"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.predictors.base.Predictor
-Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.__init__.Reference
+Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.Reference
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 

@@ -172,9 +172,9 @@ def test_a_predictor_family_is_one_file_and_one_line(
 
     predictor = module("host.predictors.runtime").load_predictor(path)
     assert predictor.describe() == "a toy"
-    by_node = predictor.predict([module("pictures").read_reference(reference)]).lora
+    by_node = predictor.predict([module("references.files").read_reference(reference)]).lora
     (one,), (other,) = by_command.layers.values(), by_node.layers.values()
     torch.testing.assert_close(one.delta(), other.delta())
     assert other.delta()[0, 0] == pytest.approx(
-        2 * float(module("pictures").read_reference(reference).pixels.mean())
+        2 * float(module("references.files").read_reference(reference).pixels.mean())
     )
