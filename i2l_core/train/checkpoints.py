@@ -159,7 +159,13 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Windows writes out nothing through a descriptor that may only read
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return  # Windows opens no folders; NTFS keeps their changes in its journal
+        raise
     try:
         os.fsync(descriptor)
     finally:
