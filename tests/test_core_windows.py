@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import ntpath
+import os
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files.atomic import safe_join
+from i2l.i2l_core.files.whole_file import replacing
+from i2l.i2l_core.train.checkpoints import PARTS as OF_A_CHECKPOINT
+from i2l.i2l_core.train.checkpoints import Checkpoints
 
 HERE = Path("/tmp/nowhere/loras")
 THERE = PureWindowsPath("C:/Users/me/ComfyUI/models/loras")
@@ -65,3 +72,41 @@ def test_drives_shares_and_streams_are_refused(name: str):
 @pytest.mark.parametrize("name", ["ink", "style/ink", "水墨/ink v1.5", "style/console"])
 def test_names_are_listed_there_as_windows_lists_them(name: str):
     assert on_windows(name) == THERE / (name.replace("/", "\\") + ".safetensors")
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: no folder can be opened, and no descriptor that only reads is synced."""
+    opened, synced = os.open, os.fsync
+
+    def open_file(path: Any, *args: Any, **options: Any) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    def fsync(descriptor: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_training_saves_its_checkpoints(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", {"network": {}}, keep=3, main=True)
+    state = {part: {"w": torch.rand(3, 2)} for part in OF_A_CHECKPOINT}
+    for step in (1, 2, 3):
+        checkpoints.save(step, state)
+    empty = {part: {"w": torch.zeros(3, 2)} for part in OF_A_CHECKPOINT}
+    assert checkpoints.load(empty) == 3
+    assert all(torch.equal(empty[part]["w"], state[part]["w"]) for part in OF_A_CHECKPOINT)
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) == 3
+
+
+@pytest.mark.usefixtures("windows")
+def test_a_file_is_replaced(tmp_path: Path):
+    with replacing(tmp_path / "predictor.safetensors") as path:
+        path.write_bytes(b"whole")
+    assert (tmp_path / "predictor.safetensors").read_bytes() == b"whole"

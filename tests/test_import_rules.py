@@ -240,6 +240,7 @@ def test_the_entry_point_imports_only_the_node_list_and_the_host_interface():
     tree = trees()[path]
     assert {package for package, _ in imports(tree)} <= {
         "__future__",
+        "logging",
         "typing",
         "typing_extensions",
         "comfy_api",

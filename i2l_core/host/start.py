@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..errors import I2LError
+from .symbols import check_host
 
 _PACK = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,7 @@ def start_host(cpu: bool) -> None:
     args.cpu = args.force_fp32 = cpu
     args.use_pytorch_cross_attention = True  # has gradients everywhere, and needs no memory to be guessed
     importlib.import_module("comfy.model_management")
+    check_host()
 
 
 def _find() -> Path:
