@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter.lora import LoRAAdapter
+from torch import nn
 
 from ..base_models import ARCHITECTURES, Architecture, BaseModel, Weights, find_model, recognise
 from ..checks import check_strength, listed
@@ -24,6 +26,10 @@ from ..lora import LoRA, Target
 from .prefix_cache import clear_around_runs
 
 _PREFIX = "diffusion_model."
+_PLAIN_TENSORS = (
+    torch.Tensor,
+    nn.Parameter,
+)  # not the classes of quantised tensors, which know what they stand for
 
 PatchKey = str | tuple[str, tuple[int, int, int]]
 
@@ -55,9 +61,43 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
 
 
 def weights_of(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
-    """Name of a parameter or buffer in the diffusion model -> shape. Of a quantised weight, the one it stands for."""
+    """Name of a parameter or buffer in the diffusion model -> shape. Of a quantised or packed weight, the one it stands
+    for.
+    """
     network = model.model.diffusion_model
-    return {name: tuple(t.shape) for name, t in (*network.named_parameters(), *network.named_buffers())}
+    tensors = *network.named_parameters(), *network.named_buffers()
+    shapes = {_plain(name): tuple(tensor.shape) for name, tensor in tensors}
+    packed = {f"{name}.weight": shape for name, shape in _packed(network).items() if shape is not None}
+    return shapes | packed
+
+
+def _plain(name: str) -> str:
+    """The name of a weight or layer without what torch.compile adds to compiled blocks."""
+    return name.replace("_orig_mod.", "")
+
+
+def _packed(network: nn.Module) -> dict[str, tuple[int, int] | None]:
+    """Layer -> (d_out, d_in) where they are told, of layers whose weights are not matrices of numbers.
+
+    Several to a byte, in formats that a node's own kernels read (4 bit, nunchaku, bitsandbytes), or whole numbers
+    without a way to write them back.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        size = getattr(module, "out_features", None), getattr(module, "in_features", None)
+        sized = isinstance(size[0], int) and isinstance(size[1], int)
+        if torch.is_tensor(weight) and (not sized or tuple(weight.shape) == size):
+            unpacked = type(weight) not in _PLAIN_TENSORS or weight.is_floating_point()
+            packed = not unpacked and not hasattr(module, "set_weight")
+        else:
+            own = [*module._parameters.values(), *module._buffers.values()]
+            packed = torch.is_tensor(weight) or any(
+                tensor is not None and tensor.ndim > 1 and not tensor.is_floating_point() for tensor in own
+            )
+        if packed:
+            found[_plain(name)] = size if sized else None
+    return found
 
 
 def base_model_of(model: ModelPatcher) -> BaseModel:
@@ -81,13 +121,16 @@ def fitting(lora: LoRA, model: ModelPatcher, partial: bool = False, cure: str = 
     weights = weights_of(model)
     if lora.base_model:
         _check_base_model(lora, weights)
+    packed = _packed(model.model.diffusion_model)
     landed, missing = [], []
     for target, layer in sorted(lora.layers.items()):
         problem = misfit(
             str(target), (layer.d_out, layer.d_in), weights.get(f"{target.weight}.weight"), target.rows
         )
         if problem:
-            missing.append(problem)
+            missing.append(
+                f"{target} (packed weights, of unknown size)" if target.weight in packed else problem
+            )
         else:
             landed.append(target)
     if missing and not (partial and landed):
@@ -133,16 +176,37 @@ def with_patches(model: ModelPatcher, patches: Mapping[PatchKey, Any], strength:
     Raises I2LError when the strength is not finite, or when the host refuses a patch.
     """
     check_strength(strength)
+    network = model.model.diffusion_model
+    weights = {key if isinstance(key, str) else key[0] for key in patches}
+    packed = sorted(weights & {f"{_PREFIX}{name}.weight" for name in _packed(network)})
+    if packed:
+        raise I2LError(
+            f"the MODEL has packed weights, {listed(packed)}, into which a LoRA cannot be merged: set mode to live, or "
+            "load the model in a format that ComfyUI itself reads"
+        )
     patched = model.clone()
     clear_around_runs(patched)
     if strength == 0:
         return patched
-    refused = patches.keys() - set(patched.add_patches(dict(patches), strength))
+    compiled = {
+        f"{_PREFIX}{_plain(name)}": f"{_PREFIX}{name}"
+        for name, _ in network.named_parameters()
+        if _plain(name) != name
+    }
+    named = {_renamed(key, compiled): patch for key, patch in patches.items()}
+    refused = named.keys() - set(patched.add_patches(named, strength))
     if refused:
         raise I2LError(
             f"ComfyUI refused {len(refused)} of {len(patches)} LoRA layers: {listed(map(str, refused))}"
         )
+    for name, other in compiled.items():  # blocks that are compiled now may not be when the model is loaded
+        if other in patched.patches:
+            patched.patches[name] = patched.patches[other]
     return patched
+
+
+def _renamed(key: PatchKey, names: Mapping[str, str]) -> PatchKey:
+    return names.get(key, key) if isinstance(key, str) else (names.get(key[0], key[0]), key[1])
 
 
 def _check_base_model(lora: LoRA, weights: Weights) -> None:

@@ -65,15 +65,12 @@ def chunks_of(
 ) -> tuple[Chunk | None, ...]:
     """The chunks of one forward, in order; None for one whose branch nobody named.
 
-    `branches`: of the lists that the positions count; None outside of a cond batch. A sampler that calls the model
-    itself, without a guider, is taken for plain CFG: the first list is the positive one.
+    `branches`: of the lists that the positions count; None outside of a cond batch.
     """
     positions = transformer_options.get("cond_or_uncond")
     if positions is None:
         return (None,)
     uuids = transformer_options.get("uuids") or [None] * len(positions)
-    if branches is None and not chunk_of:
-        branches = Branch.POSITIVE, Branch.NEGATIVE
     chunks: list[Chunk | None] = []
     for position, uuid in zip(positions, uuids, strict=True):
         branch = branches[position] if branches and position < len(branches) else None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from ...base_models import ARCHITECTURES
 from ...errors import I2LError
 from ..patch import fitting, weights_of
-from .branches import Branch, read_conds
+from .branches import Branch, ChunkOfUuid, read_conds
 from .image_tokens import check_maskable
 from .loras import LiveLoRA, LiveSet, check_mask_fits
 from .run import CondBatch, SamplingRun, is_compiled, layers_of, network_of
@@ -36,8 +36,6 @@ _KEY = "i2l_live"
 # of BaseModel.apply_model, after x
 _ARGUMENTS = ("t", "c_concat", "c_crossattn", "control", "transformer_options")
 _WRAPPER = "model_function_wrapper"  # the one slot for a function around ComfyUI's call of a model
-
-Conds = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def attach(model: ModelPatcher, *loras: LiveLoRA) -> ModelPatcher:
@@ -86,10 +84,6 @@ class LiveEngine:
         self.live = live
         self.run: SamplingRun | None = None
         self._models: weakref.WeakSet[BaseModel] = weakref.WeakSet()  # of the patchers that carry this engine
-        self._prepared: tuple[Conds, Sequence[int]] = (
-            {},
-            (1, 1, 1, 1),
-        )  # a guest's conditionings and latent shape
         self._guest: contextlib.ExitStack | None = None
         self._told_of_compile = False
 
@@ -154,13 +148,20 @@ class LiveEngine:
         return together, [engine] if engine else []
 
     @contextlib.contextmanager
-    def _begin(self, live: LiveSet, chunk_of: Any, patcher: ModelPatcher, latent: Sequence[int]):
+    def _begin(
+        self,
+        live: LiveSet,
+        chunk_of: ChunkOfUuid,
+        patcher: ModelPatcher,
+        latent: Sequence[int] | None,
+        guest: bool = False,
+    ) -> Iterator[SamplingRun]:
         """Within it there is a run, and forwards that bypass our wrappers are found at the network itself."""
         model = patcher.model
         layers = layers_of(network_of(model), live)
         run = SamplingRun(live, chunk_of, patcher.get_model_object("model_sampling"), latent, layers)
         outer, self.run = self.run, run
-        watch = _Watch(model, run)
+        watch = _Watch(model, run, guest)
         try:
             yield run
         finally:
@@ -169,8 +170,6 @@ class LiveEngine:
             self.run = outer
 
     def _prepare(self, executor: Any, model: ModelPatcher, shape: Any, conds: Any, *args: Any, **kwargs: Any):
-        if self.run is None:  # as a guest of another model's sampling, or of a sampler without a guider
-            self._prepared = (conds if isinstance(conds, Mapping) else {}), tuple(shape)
         prepared = executor(model, shape, conds, *args, **kwargs)
         # ComfyUI made room without knowing of the LoRAs; make more, but not at the cost of what this run uses
         used = [model, *prepared[2]]
@@ -180,16 +179,12 @@ class LiveEngine:
         return prepared
 
     def _pre_run(self, patcher: ModelPatcher) -> None:
-        """Core's Dual Model guider runs its negative model in the positive one's sampling, without our wrappers."""
+        """Begin a guest's run: core's Dual Model guider runs its negative model without that model's wrappers."""
         if self.run is not None:
             return
         self._cleanup(patcher)
-        conds, shape = self._prepared
-        if len(shape) >= 4:
-            for live in self.live.loras:
-                check_mask_fits(live.mask, shape)
         self._guest = contextlib.ExitStack()
-        self._guest.enter_context(self._begin(self.live, read_conds(conds), patcher, shape))
+        self._guest.enter_context(self._begin(self.live, {}, patcher, None, guest=True))
 
     def _cleanup(self, patcher: ModelPatcher) -> None:
         if self._guest is not None:
@@ -228,7 +223,7 @@ class LiveEngine:
         if model not in self._models:  # another model with our options: each acts on its own
             return executor(x, *args, **kwargs)
         arguments = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-        run = self.run or SamplingRun(self.live, {}, model.model_sampling, x.shape)
+        run = self.run or SamplingRun(self.live, {}, model.model_sampling, None)
         try:
             options = arguments.get("transformer_options", {})
             return run.forward(model, options, x, arguments, lambda: executor(x, *args, **kwargs))
@@ -240,8 +235,8 @@ class LiveEngine:
 class _Watch:
     """Finds forwards of a network that reach it without our wrappers: a guest's, and those of nodes that call it."""
 
-    def __init__(self, model: BaseModel, run: SamplingRun) -> None:
-        self._model, self._run = weakref.ref(model), run
+    def __init__(self, model: BaseModel, run: SamplingRun, guest: bool) -> None:
+        self._model, self._run, self._guest = weakref.ref(model), run, guest
         self._scopes: list[contextlib.ExitStack] = []
         network = network_of(model)
         self._handles = [network.register_forward_pre_hook(self._enter, with_kwargs=True)]
@@ -255,7 +250,7 @@ class _Watch:
         model, scope = self._model(), contextlib.ExitStack()
         self._scopes.append(scope)
         options = kwargs.get("transformer_options", {})
-        if model is None or self._run.is_inside(network) or not self._is_ours(model, options):
+        if model is None or self._run.is_inside(network) or not self._is_ours(model):
             return
         hooks = scope.enter_context(
             self._run.acting(model, options, args[0] if args else kwargs["x"], kwargs)
@@ -266,13 +261,18 @@ class _Watch:
         if self._scopes:
             self._scopes.pop().close()
 
-    def _is_ours(self, model: BaseModel, options: Mapping[str, Any]) -> bool:
-        """Not where the sampling of a clone is under way and the forward is of its own conditionings."""
+    def _is_ours(self, model: BaseModel) -> bool:
+        """Whether the sampling under way is that of a patcher of this run, not of a clone without our LoRAs."""
         patcher = model.current_patcher
         engine = _engine_of(patcher) if patcher is not None else None
         if engine is not None and engine.run is self._run:
             return True
-        return any(uuid in self._run.chunk_of for uuid in options.get("uuids") or ())
+        if self._guest:
+            raise I2LError(
+                "a live LoRA on the negative model of a guider for two models (Dual Model) needs a model of its own, "
+                "not a clone of the positive one: use Asymmetric CFG with one model, or load the model a second time"
+            )
+        return False
 
 
 def _recorded(wrapper: Callable[..., Any], batch: CondBatch) -> Callable[..., Any]:

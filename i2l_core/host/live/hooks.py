@@ -144,7 +144,7 @@ class Hooks:
             products = acting.products.get(name) if acting else None
             if acting is None or products is None:
                 return None
-            if out.is_cuda and torch.cuda.is_current_stream_capturing():
+            if is_recorded(out):
                 raise I2LError(
                     "the model is being recorded as a CUDA graph, which would replay live LoRAs as they are now: "
                     f"switch CUDA graphs off for this MODEL, or {ONE_LORA_FOR_BOTH}"
@@ -154,10 +154,16 @@ class Hooks:
         return add
 
 
+def is_recorded(out: Tensor) -> bool:
+    """Whether what makes `out` is being recorded as a CUDA graph."""
+    return out.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def passed_by_message(names: Iterable[str]) -> str:
     return (
         f"live LoRAs cannot act on {listed(names)}: ComfyUI or a node computes these layers from their weights, "
-        "without running them (fused or quantised kernels); use Apply Predicted LoRA in mode merged"
+        "without running them (fused kernels, packed weights); use Apply Predicted LoRA in mode merged, or load the "
+        "model in a format that ComfyUI itself reads"
     )
 
 

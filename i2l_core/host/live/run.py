@@ -28,7 +28,7 @@ from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, ChunkOfUuid, branches_of, chunks_of
 from .hooks import ONE_LORA_FOR_BOTH, ActiveLoRAs, Hooks, TokenMasks, passed_by_message
 from .image_tokens import ImageTokens
-from .loras import LiveLoRA, LiveSet
+from .loras import LiveLoRA, LiveSet, check_mask_fits
 
 _STACKS_KEPT = 4  # at once: two branches in forwards of their own, before and after a change
 _MASKS_KEPT = 16
@@ -53,8 +53,8 @@ class CondBatch:
 class SamplingRun:
     """One sampling: its conditionings, hooks, and stacked LoRAs by device.
 
-    `sampling`: the model's sampling, for sigmas. `latent`: shape of the batch of latents. `layers`: weight -> Linear of
-    the network as it was loaded, for nodes that hide blocks while they run.
+    `sampling`: the model's sampling, for sigmas. `latent`: shape of the batch of latents; None where no guider
+    tells it. `layers`: weight -> Linear of the network as it was loaded, for nodes that hide blocks while they run.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class SamplingRun:
         live: LiveSet,
         chunk_of: ChunkOfUuid,
         sampling: Any,
-        latent: Sequence[int],
+        latent: Sequence[int] | None,
         layers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._live = live
         self.chunk_of = chunk_of
         self._batch: CondBatch | None = None
-        self._latent = tuple(latent[-2:])
+        self._latent = tuple(latent[-2:]) if latent else None
         self._layers = layers or {}
         self._windows = [_sigmas(one, sampling) for one in live.loras]
         curved = any(one.schedule.curve is not None for one in live.loras)
@@ -279,7 +279,9 @@ class SamplingRun:
         masks = {number: live.mask for number, live in enumerate(self._live.loras) if live.mask is not None}
         if not masks:
             return None
-        if tuple(x.shape[-2:]) != self._latent:
+        for mask in masks.values() if self._latent is None else ():
+            check_mask_fits(mask, (len(mask), *x.shape[1:]))
+        if self._latent not in (None, tuple(x.shape[-2:])):
             raise I2LError(
                 "a LoRA with a mask cannot be combined with prompts for an area of the picture, or with a node that "
                 "runs the model on tiles; use masked prompts (Conditioning Set Mask) instead of areas, and Style "
