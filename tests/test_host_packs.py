@@ -5,6 +5,7 @@ Nothing here is another pack's code. Each function does to a MODEL what packs of
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -277,6 +278,7 @@ def loras(host):
     return lora_for(model, seed=1, rank=4), lora_for(model, seed=2, rank=2)
 
 
+@functools.lru_cache(maxsize=16)
 def patched(style: Any, neutral: Any, strengths: tuple[float, float]) -> Any:
     """A model of its own with both LoRAs in its weights."""
     scaled = [lora.scaled(s) for lora, s in zip((style, neutral), strengths, strict=True)]
@@ -348,6 +350,17 @@ def test_each_model_of_a_dual_guider_has_its_own_loras(loras, loaded: str, sides
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in network(model).modules())
 
 
+@pytest.mark.parametrize("ours", OURS)
+def test_a_plain_negative_model_stays_plain(loras, ours: str):
+    """Whatever of ours is on the positive model of a Dual Model guider."""
+    style, neutral = loras
+    styled, case = OURS[ours].live(build(NAME), style, neutral)
+    truth = run(
+        side_by_side(patched(style, neutral, OURS[ours].positive), build(NAME), Case(NAME)), Case(NAME)
+    )
+    close(run(side_by_side(styled, build(NAME), case), case), truth, 1e-4)
+
+
 def test_sides_of_a_guest_are_not_guessed(loras):
     """Asymmetric CFG on the negative model of a Dual Model guider, which does not tell it that it is negative."""
     style, neutral = loras
@@ -399,14 +412,17 @@ def perp_neg(model: Any) -> Any:
     return PerpNeg.execute(model, conditioning(NAME, 7), 1.0)[0]
 
 
-def test_a_prompt_that_a_node_brings_itself_is_on_no_side(loras):
+@pytest.mark.parametrize("ours", OURS)
+def test_a_prompt_that_a_node_brings_itself_is_on_no_side(loras, ours: str):
     style, neutral = loras
-    case = Case(NAME)
-    styled, _ = asymmetric_cfg(build(NAME), style, neutral)
-    with pytest.raises(I2LError, match="Perp-Neg Guider instead of Perp-Neg"):
-        run(cfg_guider(perp_neg(styled), case), case)
-    one_for_both = run(cfg_guider(perp_neg(live_on(build(NAME), style)), case), case)
-    close(one_for_both, run(cfg_guider(perp_neg(merged(NAME, style)), case), case), 1e-4)
+    styled, case = OURS[ours].live(build(NAME), style, neutral)
+    guider = cfg_guider(perp_neg(styled), case)
+    if OURS[ours].positive != OURS[ours].negative:
+        with pytest.raises(I2LError, match="Perp-Neg Guider instead of Perp-Neg"):
+            run(guider, case)
+        return
+    truth = perp_neg(patched(style, neutral, OURS[ours].positive))
+    close(run(guider, case), run(cfg_guider(truth, case), case), 1e-4)
 
 
 def test_perp_neg_guider_has_its_empty_prompt_on_the_negative_side(loras):
@@ -452,39 +468,65 @@ def test_perp_neg_guider_has_its_empty_prompt_on_the_negative_side(loras):
 # samplers and nodes that call the model themselves
 
 
-def sampled_by_hand(model: Any, case: Case) -> torch.Tensor:
-    """Two Euler steps without any guider."""
+def sampled_by_hand(model: Any, case: Case, negative: Any = None) -> torch.Tensor:
+    """Two Euler steps without any guider; with another model for the negative side, if given."""
     import comfy.model_management
     import comfy.sampler_helpers
     import comfy.samplers
 
-    comfy.model_management.load_models_gpu([model])
-    model.pre_run()
-    options = model.model_options
-    options = {
-        **options,
-        "transformer_options": {**options["transformer_options"], "wrappers": model.wrappers},
-    }
-    positive, negative = (comfy.sampler_helpers.convert_cond(c) for c in case.conds())
+    def options_of(patcher: Any) -> dict[str, Any]:
+        options = patcher.model_options
+        return {
+            **options,
+            "transformer_options": {**options["transformer_options"], "wrappers": patcher.wrappers},
+        }
+
+    patchers = [model] if negative is None else [model, negative]
+    comfy.model_management.load_models_gpu(patchers)
+    for patcher in patchers:
+        patcher.pre_run()
+    sides = zip(("positive", "negative"), case.conds(), strict=True)
     x = case.noise()
-    conds = {"positive": positive, "negative": negative}
+    conds = {side: comfy.sampler_helpers.convert_cond(cond) for side, cond in sides}
     conds = comfy.samplers.process_conds(model.model, x, conds, x.device)
+    pos, neg = conds["positive"], conds["negative"]
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
     with torch.inference_mode():
         for sigma, after in itertools.pairwise(sigmas):
-            found = comfy.samplers.sampling_function(
-                model.model, x, sigma[None], conds["negative"], conds["positive"], case.cfg, options
-            )
+            if negative is None:
+                found = comfy.samplers.sampling_function(
+                    model.model, x, sigma[None], neg, pos, case.cfg, options_of(model)
+                )
+            else:
+                batches: Any = ((model, pos), (negative, neg))
+                one, other = (
+                    comfy.samplers.calc_cond_batch(
+                        patcher.model, [cond], x, sigma[None], options_of(patcher)
+                    )[0]
+                    for patcher, cond in batches
+                )
+                found = other + case.cfg * (one - other)
             x = x + (x - found) / sigma * (after - sigma)
-    model.cleanup()
+    for patcher in patchers:
+        patcher.cleanup()
     return x
 
 
-def test_a_sampler_without_a_guider(loras):
+@pytest.mark.parametrize("ours", [name for name in OURS if name != "style_region"])
+def test_a_sampler_without_a_guider(loras, ours: str):
     style, neutral = loras
+    styled, case = OURS[ours].live(build(NAME), style, neutral)
+    positive, negative = (
+        patched(style, neutral, side) for side in (OURS[ours].positive, OURS[ours].negative)
+    )
+    if positive is negative:
+        negative = None
+    close(sampled_by_hand(styled, case), sampled_by_hand(positive, case, negative), 1e-4)
+
+
+def test_a_window_under_a_sampler_without_a_guider(loras):
+    style, _ = loras
     case = Case(NAME, cfg=1.0)
-    styled, _ = asymmetric_cfg(build(NAME), style, neutral)
-    close(sampled_by_hand(styled, case), sampled_by_hand(merged(NAME, style), case), 1e-4)
     plain, full = (sampled_by_hand(model, case) for model in (build(NAME), merged(NAME, style)))
     windowed = sampled_by_hand(live_on(build(NAME), style, schedule=window(0.0, 0.0)), case)
     assert (windowed - plain).abs().max() > 1e-3  # the first step has it
@@ -512,14 +554,17 @@ def calling_the_network(model: Any) -> Any:
     return clone
 
 
-def test_a_prediction_that_passes_our_wrappers_by(loras):
+@pytest.mark.parametrize("ours", OURS)
+def test_a_prediction_that_passes_our_wrappers_by(loras, ours: str):
     style, neutral = loras
-    case = Case(NAME)
-    actual = run(cfg_guider(calling_the_network(live_on(build(NAME), style)), case), case)
-    close(actual, run(cfg_guider(calling_the_network(merged(NAME, style)), case), case), 1e-4)
-    styled, _ = asymmetric_cfg(build(NAME), style, neutral)
-    with pytest.raises(I2LError, match="a prompt of its own"):
-        run(cfg_guider(calling_the_network(styled), case), case)
+    styled, case = OURS[ours].live(build(NAME), style, neutral)
+    guider = cfg_guider(calling_the_network(styled), case)
+    if ours in ("both_sides", "mask"):
+        truth = calling_the_network(patched(style, neutral, OURS[ours].positive))
+        close(run(guider, case), run(cfg_guider(truth, case), case), 1e-4)
+        return
+    with pytest.raises(I2LError, match="noise level" if ours == "schedule" else "a prompt of its own"):
+        run(guider, case)
 
 
 @pytest.mark.parametrize("ours", OURS)
@@ -567,6 +612,22 @@ def test_context_windows_over_a_batch_with_a_mask_for_each_picture(loras):
     given |= dict(closed_loop=False, fuse_method="pyramid", dim=0, freenoise=False, causal_window_fix=True)
     windowed = ContextWindowsManualNode.execute(styled, **given).result[0]  # type: ignore[index]
     close(run(cfg_guider(windowed, case), case), run(cfg_guider(styled, case), case), 1e-4)
+
+
+def test_masks_follow_the_pictures_that_a_window_takes(host):
+    """With the one before the window in front, and pictures of the whole batch kept in it."""
+    import comfy.context_windows
+
+    from i2l.i2l_core.host.live.run import in_window
+
+    pictures = torch.rand(6, 2, 2)
+    window = comfy.context_windows.IndexListContextWindow([2, 3, 5], dim=0, total_frames=6)
+    window.causal_anchor_index = 1  # type: ignore[attr-defined]
+    masks, _ = in_window({7: pictures, 8: pictures[:1]}, {"context_window": window}, [0])
+    assert torch.equal(masks[7], pictures[[0, 2, 3, 5]])
+    assert torch.equal(masks[8], pictures[:1])
+    frames = comfy.context_windows.IndexListContextWindow([2, 3], dim=2, total_frames=6)
+    assert torch.equal(in_window({7: pictures}, {"context_window": frames}, [])[0][7], pictures)
 
 
 # FLUX.2 beside reference pictures

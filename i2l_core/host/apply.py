@@ -29,7 +29,16 @@ from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
 from .live.loras import LiveLoRA
 from .lora_model import PredictedLoRA, lora_of
-from .patch import Fit, apply_merged, architecture_of, fitting, left_out_text, misfit, with_patches
+from .patch import (
+    Fit,
+    apply_merged,
+    architecture_of,
+    check_unpacked,
+    fitting,
+    left_out_text,
+    misfit,
+    with_patches,
+)
 
 MERGED, LIVE = "merged", "live"
 _SKIP_CURE = "apply the part that fits by setting missing_layers to skip"
@@ -134,6 +143,7 @@ def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[
     broken = [name for name, tensor in recorder.items() if not tensor.isfinite().all()]
     if broken:
         raise I2LError(f"the LoRA holds NaN or infinite values in {listed(broken)}; train or export it again")
+    check_unpacked(model, patches)
     weights = model.model.state_dict()
     wrong = [problem for key, patch in patches.items() if (problem := _problem(key, patch, weights))]
     if wrong:

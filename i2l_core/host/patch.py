@@ -10,7 +10,7 @@ The host skips what it cannot place, and only logs a wrong shape; so everything 
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,20 +121,22 @@ def fitting(lora: LoRA, model: ModelPatcher, partial: bool = False, cure: str = 
     weights = weights_of(model)
     if lora.base_model:
         _check_base_model(lora, weights)
-    packed = _packed(model.model.diffusion_model)
     landed, missing = [], []
     for target, layer in sorted(lora.layers.items()):
         problem = misfit(
             str(target), (layer.d_out, layer.d_in), weights.get(f"{target.weight}.weight"), target.rows
         )
         if problem:
-            missing.append(
-                f"{target} (packed weights, of unknown size)" if target.weight in packed else problem
-            )
+            missing.append(problem)
         else:
             landed.append(target)
     if missing and not (partial and landed):
-        cure = f"; {cure}" if cure and landed else ""
+        if packed := _packed(model.model.diffusion_model):
+            cure = (
+                f"this MODEL has packed weights ({len(packed)} layers, for kernels of their own), so its layers may "
+                "have other names or sizes than the LoRA's: load it in a format that ComfyUI itself reads"
+            )
+        cure = f"; {cure}" if cure and (landed or packed) else ""
         where = _counted(landed, lora.n_layers)
         raise I2LError(f"the LoRA does not fit this MODEL, {where}. Not placed: {listed(missing)}{cure}")
     lora.check_finite()
@@ -170,20 +172,25 @@ def apply_merged(model: ModelPatcher, lora: LoRA | Fit, strength: float) -> Mode
     return with_patches(model, patches, strength)
 
 
+def check_unpacked(model: ModelPatcher, patches: Iterable[PatchKey]) -> None:
+    """Raise I2LError when any of these patches is for a weight that ComfyUI cannot write."""
+    weights = {key if isinstance(key, str) else key[0] for key in patches}
+    packed = weights & {f"{_PREFIX}{name}.weight" for name in _packed(model.model.diffusion_model)}
+    if packed:
+        raise I2LError(
+            f"the MODEL has packed weights, {listed(sorted(packed))}, into which a LoRA cannot be merged: set mode to "
+            "live, or load the model in a format that ComfyUI itself reads"
+        )
+
+
 def with_patches(model: ModelPatcher, patches: Mapping[PatchKey, Any], strength: float) -> ModelPatcher:
     """A clone of `model` with these patches on its weights; at strength 0 with none.
 
     Raises I2LError when the strength is not finite, or when the host refuses a patch.
     """
     check_strength(strength)
+    check_unpacked(model, patches)
     network = model.model.diffusion_model
-    weights = {key if isinstance(key, str) else key[0] for key in patches}
-    packed = sorted(weights & {f"{_PREFIX}{name}.weight" for name in _packed(network)})
-    if packed:
-        raise I2LError(
-            f"the MODEL has packed weights, {listed(packed)}, into which a LoRA cannot be merged: set mode to live, or "
-            "load the model in a format that ComfyUI itself reads"
-        )
     patched = model.clone()
     clear_around_runs(patched)
     if strength == 0:

@@ -2,7 +2,7 @@
 
     x0 = sum_r m_r x0_r / sum_r m_r        the host's own mix of masked conditionings, at every step
 
-Masks on tokens (`live_lora.LiveLoRA.mask`) need no further rows, but where tokens agree on one style by attention
+Masks on tokens (`live.loras.LiveLoRA.mask`) need no further rows, but where tokens agree on one style by attention
 both styles end up everywhere: docs/fusion.md has the figures.
 """
 

@@ -161,7 +161,7 @@ class LiveEngine:
         layers = layers_of(network_of(model), live)
         run = SamplingRun(live, chunk_of, patcher.get_model_object("model_sampling"), latent, layers)
         outer, self.run = self.run, run
-        watch = _Watch(model, run, guest)
+        watch = _Watch(model, run, self._cleanup if guest else None)
         try:
             yield run
         finally:
@@ -186,7 +186,7 @@ class LiveEngine:
         self._guest = contextlib.ExitStack()
         self._guest.enter_context(self._begin(self.live, {}, patcher, None, guest=True))
 
-    def _cleanup(self, patcher: ModelPatcher) -> None:
+    def _cleanup(self, patcher: ModelPatcher | None = None) -> None:
         if self._guest is not None:
             guest, self._guest = self._guest, None
             guest.close()
@@ -203,7 +203,8 @@ class LiveEngine:
         run = self.run
         if run is None or model not in self._models:
             return executor(model, conds, x, timestep, options)
-        with run.cond_batch(conds, x) as batch:
+        retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
+        with run.cond_batch(conds, x, retained) as batch:
             if run.differs_by_row and _WRAPPER in options:
                 options = {**options, _WRAPPER: _recorded(options[_WRAPPER], batch)}
             if not self._must_split(conds):
@@ -235,8 +236,8 @@ class LiveEngine:
 class _Watch:
     """Finds forwards of a network that reach it without our wrappers: a guest's, and those of nodes that call it."""
 
-    def __init__(self, model: BaseModel, run: SamplingRun, guest: bool) -> None:
-        self._model, self._run, self._guest = weakref.ref(model), run, guest
+    def __init__(self, model: BaseModel, run: SamplingRun, end_guest: Callable[[], None] | None) -> None:
+        self._model, self._run, self._end_guest = weakref.ref(model), run, end_guest
         self._scopes: list[contextlib.ExitStack] = []
         network = network_of(model)
         self._handles = [network.register_forward_pre_hook(self._enter, with_kwargs=True)]
@@ -267,7 +268,8 @@ class _Watch:
         engine = _engine_of(patcher) if patcher is not None else None
         if engine is not None and engine.run is self._run:
             return True
-        if self._guest:
+        if self._end_guest is not None:
+            self._end_guest()  # also where a node has forgotten the guest: it troubles one sampling at most
             raise I2LError(
                 "a live LoRA on the negative model of a guider for two models (Dual Model) needs a model of its own, "
                 "not a clone of the positive one: use Asymmetric CFG with one model, or load the model a second time"

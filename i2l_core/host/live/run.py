@@ -42,12 +42,14 @@ class CondBatch:
     """The cond lists that the next forwards are chunks of.
 
     `branches`: of each list. `rows`: of one chunk. `reference`: the tensors that ComfyUI made for the forward under
-    way, by name, where a node's wrapper stands between it and the model.
+    way, by name, where a node's wrapper stands between it and the model. `retained`: numbers of the pictures that
+    context windows over the batch keep.
     """
 
     branches: tuple[Branch | None, ...]
     rows: int
     reference: threading.local
+    retained: tuple[int, ...] = ()
 
 
 class SamplingRun:
@@ -88,11 +90,11 @@ class SamplingRun:
 
     @contextlib.contextmanager
     def cond_batch(
-        self, conds: Sequence[Sequence[Mapping[str, Any]] | None], x: Tensor
+        self, conds: Sequence[Sequence[Mapping[str, Any]] | None], x: Tensor, retained: Sequence[int] = ()
     ) -> Iterator[CondBatch]:
         """Within it forwards are chunks of these cond lists, for latents `x` (rows, C, ...)."""
-        outer = self._batch
-        self._batch = CondBatch(branches_of(conds, self.chunk_of), x.shape[0], threading.local())
+        outer, branches = self._batch, branches_of(conds, self.chunk_of)
+        self._batch = CondBatch(branches, x.shape[0], threading.local(), tuple(retained))
         try:
             yield self._batch
         finally:
@@ -144,7 +146,7 @@ class SamplingRun:
             active = None
             if first < last:
                 active = self._active(plan, factors, model, options, x, arguments)
-                scope.enter_context(_uncompiled())
+            scope.enter_context(_uncompiled())
             scope.enter_context(hooks.acting(active))
             hooks.begin_forward()
             self._inside.add(id(network))
@@ -287,7 +289,7 @@ class SamplingRun:
                 "runs the model on tiles; use masked prompts (Conditioning Set Mask) instead of areas, and Style "
                 "Region instead of the mask"
             )
-        masks, window = _in_window(masks, options)
+        masks, window = in_window(masks, options, self._batch.retained if self._batch else ())
         tokens = ImageTokens.read(network, x, arguments)
         key = tokens, rows, x.device, window
         with self._lock:
@@ -362,14 +364,17 @@ def _check_order(
             )
 
 
-def _in_window(
-    masks: Mapping[int, Tensor], options: Mapping[str, Any]
+def in_window(
+    masks: Mapping[int, Tensor], options: Mapping[str, Any], retained: Sequence[int]
 ) -> tuple[Mapping[int, Tensor], tuple[int, ...]]:
     """The masks of the pictures that a context window over the batch is at, and the numbers of these pictures."""
     window = options.get("context_window")
     if window is None or getattr(window, "dim", None) != 0:
         return masks, ()
-    cut = {number: window.get_tensor(mask, dim=0) for number, mask in masks.items()}
+    cut = {
+        number: window.get_tensor(mask, dim=0, retain_index_list=list(retained))
+        for number, mask in masks.items()
+    }
     anchor = getattr(window, "causal_anchor_index", None)
     return cut, (-1 if anchor is None else anchor, *window.index_list)
 
@@ -416,7 +421,7 @@ def is_compiled(model: ModelPatcher) -> bool:
 
 
 def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Hooks come and go, which compiled code does not notice, so it is passed over while they act."""
+    """Hooks come and go, which compiled code does not notice, so it is passed over while they stand."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
