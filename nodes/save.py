@@ -78,5 +78,5 @@ class SavePredictedLoRA(io.ComfyNode):
         precision: str = AS_IT_IS,
         preview: Tensor | None = None,
     ) -> io.NodeOutput:
-        name = save_lora_model(lora, filename, notes, layout, precision, preview)
-        return io.NodeOutput(name, ui=NodeReport(f"saved as {name}"))
+        saved = save_lora_model(lora, filename, notes, layout, precision, preview)
+        return io.NodeOutput(saved.name, ui=NodeReport(str(saved)))

@@ -100,6 +100,7 @@ FLUX2 = Architecture(
         ),
     ),
     aliases=_ALIASES,
+    unread=("double_stream_modulation_", "single_stream_modulation", "time_guidance_embed"),
     signature=("img_in", "txt_in", "double_stream_modulation_img.lin", "single_blocks.0.linear1"),
     sizes={
         "hidden": ("img_in", 0),

@@ -50,6 +50,7 @@ HIDREAM_O1 = Architecture(
         "layers": "language_model.layers.{}.self_attn.q_proj",
         "vision_blocks": "visual.blocks.{}.attn.qkv",
     },
+    unread=("model.",),
     absent=(
         "model.visual.deepstack_merger_list.{}.linear_fc1",
         "model.visual.deepstack_merger_list.{}.linear_fc2",

@@ -47,6 +47,7 @@ LUMINA2 = Architecture(
         *(_inside(blocks, _MODULATION) for blocks in _MODULATED),
         *_OUTSIDE,
     ),
+    unread=("siglip_",),
     # diffusers' fused projection
     aliases=tuple(
         _inside(blocks, LayerRule("attention.to_qkv", "attention.qkv", size=("3*dim", "dim")))

@@ -78,6 +78,7 @@ class Architecture:
     whether a layer is there. A count holds for all rules in the same blocks.
     `absent`: layers that the reference has and the host has not, by the reference's names.
     `aliases`: more names that tools have for these layers: read, never written.
+    `unread`: starts of reference names that ComfyUI's own LoRA loader does not read (0.30).
 
     Its blocks, by the name of their list in the host or in diffusers:
     `sections`: list of blocks -> its title for people, in the order in which a picture passes through them.
@@ -102,6 +103,7 @@ class Architecture:
     sizes: Mapping[str, tuple[str, int] | str]
     absent: tuple[str, ...] = ()
     aliases: tuple[LayerRule, ...] = ()
+    unread: tuple[str, ...] = ()
     sections: Mapping[str, str] = field(default_factory=dict)
     two_streams: tuple[str, ...] = ()
     network: str = ""

@@ -136,7 +136,7 @@ def fitting(lora: LoRA, model: ModelPatcher, partial: bool = False, cure: str = 
                 f"this MODEL has packed weights ({len(packed)} layers, for kernels of their own), so its layers may "
                 "have other names or sizes than the LoRA's: load it in a format that ComfyUI itself reads"
             )
-        cure = f"; {cure}" if cure and (landed or packed) else ""
+        cure = f"; {cure if cure and (landed or packed) else 'use a LoRA that was made for this model'}"
         where = _counted(landed, lora.n_layers)
         raise I2LError(f"the LoRA does not fit this MODEL, {where}. Not placed: {listed(missing)}{cure}")
     lora.check_finite()

@@ -125,6 +125,19 @@ def recognise_lora(sizes: Sizes) -> Recognised:
     return Recognised(tuple(architectures), models[0] if len(models) == 1 else None, tuple(models))
 
 
+def architecture_of_weights(sizes: Sizes) -> Architecture | None:
+    """The only architecture of which the host's weights have these names; where several have them, in these sizes."""
+    named = [one for one in ARCHITECTURES if all(_is_weight(one, name) for name in sizes)]
+    if len(named) > 1:
+        named = [one for one in named if not misshapen(one, sizes)]
+    return named[0] if len(named) == 1 else None
+
+
+def _is_weight(architecture: Architecture, name: str) -> bool:
+    named = find(architecture, name)
+    return named is not None and not named.absent and named.weight == name
+
+
 def misfits(model: BaseModel, sizes: Sizes) -> list[str]:
     """The layers that the base model has not, or not in this size."""
     weights = _weights_of(model)
@@ -191,7 +204,7 @@ def written_layers(
 def _rules_of(architecture: Architecture, weight: str) -> list[tuple[LayerRule, str]]:
     """The rules of all layers that the host keeps in `weight`, in the order of their rows, and the block index."""
     named = find(architecture, weight)
-    if named is None or named.absent or named.weight != weight:
+    if named is None or not _is_weight(architecture, weight):
         return []
     return [(rule, named.index) for rule in architecture.rules if rule.weight == named.rule.weight]
 

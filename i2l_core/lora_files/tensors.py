@@ -20,7 +20,15 @@ from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
 from .keys import KeyFormat, Kind, are_pair, host_name, keys_of, not_of_the_model, other_kind, split_key
-from .names import architecture_named, find, misfits, misshapen, recognise_lora, written_layers
+from .names import (
+    architecture_named,
+    architecture_of_weights,
+    find,
+    misfits,
+    misshapen,
+    recognise_lora,
+    written_layers,
+)
 
 Scale = Callable[[str, int], float]
 """(name, rank) of a layer without a tensor for alpha -> the factor on up @ down."""
@@ -43,7 +51,7 @@ def to_state_dict(lora: LoRA, key_format: KeyFormat = "ComfyUI") -> dict[str, Te
     Raises I2LError for a target of rows (call `lora.to_whole_weights` first), and when the base model is not known
     whose names the key format needs.
     """
-    architecture = architecture_named(lora.base_model) or _architecture_by_weights(lora)
+    architecture = _architecture_of(lora)
     if key_format != "ComfyUI" and architecture is None:
         raise I2LError(
             f"the names that {key_format} has for these layers are not known, as the LoRA's base model is not; "
@@ -64,6 +72,23 @@ def to_state_dict(lora: LoRA, key_format: KeyFormat = "ComfyUI") -> dict[str, Te
         if with_alpha:
             tensors[alpha] = torch.tensor(float(layer.rank))
     return tensors
+
+
+def unread_by_comfyui(lora: LoRA, key_format: KeyFormat) -> int:
+    """How many layers in a file of this key format have names that ComfyUI's own loader does not read."""
+    architecture = _architecture_of(lora)
+    if key_format == "ComfyUI" or architecture is None:
+        return 0
+    return sum(
+        name.startswith(architecture.unread)
+        for target, layer in lora.layers.items()
+        for name, _ in written_layers(target.weight, layer, key_format, architecture)
+    )
+
+
+def _architecture_of(lora: LoRA) -> Architecture | None:
+    sizes = {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
+    return architecture_named(lora.base_model) or architecture_of_weights(sizes)
 
 
 def from_state_dict(
@@ -214,13 +239,6 @@ def _recognise(
             f"{source}: its names and sizes fit the {titles} alike; choose the base model that it is for"
         )
     return (found.architectures[0] if found.architectures else None), found.model.id if found.model else ""
-
-
-def _architecture_by_weights(lora: LoRA) -> Architecture | None:
-    found = recognise_lora(
-        {target.weight: (layer.d_out, layer.d_in) for target, layer in lora.layers.items()}
-    )
-    return found.architectures[0] if len(found.architectures) == 1 else None
 
 
 def _refuse_unknown(keys: list[str], total: int, source: str) -> None:
