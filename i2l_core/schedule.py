@@ -46,7 +46,7 @@ class Curve:
         places = [place for place, _ in self.points]
         if not all(0 <= place <= 1 for place in places) or places != sorted(places):
             raise I2LError(
-                f"the places of a curve must rise from 0 to 1, got {', '.join(f'{p:g}' for p in places[:8])}"
+                f"the positions of a curve must rise from 0 to 1, got {', '.join(f'{p:g}' for p in places[:8])}"
             )
         if not all(abs(strength) <= _LARGEST for _, strength in self.points):  # NaN compares false
             raise I2LError(f"the strengths of a curve must be from {-_LARGEST:g} to {_LARGEST:g}")
@@ -62,7 +62,7 @@ class Curve:
         if not all(found):
             wrong = next((part for part, match in zip(parts, found, strict=True) if not match), text)
             raise I2LError(
-                f"the curve {shown(wrong.strip())} is not understood; write places and strengths as "
+                f"the curve {shown(wrong.strip())} cannot be read; write keyframes position: factor, such as "
                 f"0: 1, 0.5: 0.2, 1: 0, or one of: {', '.join(NAMED)}"
             )
         return cls(tuple((float(match[1]), float(match[2])) for match in found if match))

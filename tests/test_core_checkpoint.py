@@ -351,7 +351,7 @@ OTHERS = {
     "VAE": (weights("decoder.conv_in.weight"), None, "put it into models/vae"),
     "version 1": (weights("layers_lora.blocks.0.layers.0.proj_a.proj_in.weight"), None, "DiffSynth-Studio"),
     "stripped": (weights("predictor.queries", "encoder.x"), None, "no i2l metadata"),
-    "unknown": (weights("x"), {"format": "pt"}, "no i2l metadata and holds nothing known"),
+    "unknown": (weights("x"), {"format": "pt"}, "no i2l metadata and no known tensors"),
     "empty": ({}, None, "no i2l metadata"),
 }
 
@@ -370,13 +370,16 @@ def header(size: int, content: bytes, data: bytes = b"") -> bytes:
 
 ONE = b'{"predictor.queries":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 BYTES = {
-    "empty": (b"", "truncated or no safetensors file"),
-    "short": (b"\x10\x00", "truncated or no safetensors file"),
+    "empty": (b"", "truncated or not a safetensors file"),
+    "short": (b"\x10\x00", "truncated or not a safetensors file"),
     "header too long": (header(1000, b"{}"), "truncated"),
     "header beyond memory": (header(2**63, b"{}"), "truncated"),
-    "header no JSON": (header(4, b"abcd"), "truncated or no safetensors"),
+    "header no JSON": (header(4, b"abcd"), "truncated or not a safetensors"),
     "data missing": (header(len(ONE), ONE, b"1234"), "truncated"),
-    "shape lies": (header(len(ONE), ONE.replace(b"[2]", b"[9]"), b"12345678"), "truncated or no safetensors"),
+    "shape lies": (
+        header(len(ONE), ONE.replace(b"[2]", b"[9]"), b"12345678"),
+        "truncated or not a safetensors",
+    ),
     "pickle": (b"\x80\x02}q\x00.", "a pickle, which is never read"),
     "checkpoint": (b"PK\x03\x04archive/data.pkl", "never read; get the .safetensors form"),
     "gguf": (b"GGUF\x03\x00\x00\x00", "GGUF"),

@@ -213,7 +213,7 @@ def test_what_cannot_be_predicted_is_said_in_one_line(query: Path, version_1: Pa
     for predictor, message in {
         tmp_path: "Diffusion Templates are programs",
         tmp_path / "none.safetensors": "there is no such file",
-        PICTURES[0]: "truncated or no safetensors file",
+        PICTURES[0]: "truncated or not a safetensors file",
         version_1.parent / "DINOv3-7B" / "model.safetensors": "expected a predictor file, but",
     }.items():
         arguments = (PICTURES[0], "--predictor", predictor, "--out", tmp_path / "out")
@@ -231,11 +231,11 @@ def test_predictors_that_need_more_than_two_encoders(
     path = save(random_predictor(reads), tmp_path / "reads.safetensors")
     arguments = ("--out", tmp_path / "a", "--encoders", version_1.parent)
     message = run.refused(predict, PICTURES[0], "--predictor", path, *arguments)
-    assert "also looks through the text encoder of Qwen-Image, which only ComfyUI has" in message
+    assert "also needs the text encoder of Qwen-Image, which runs only in ComfyUI" in message
     other = V1Config(Z_IMAGE, known("i2l-tiny"), 10, 3)
     path = save(random_predictor(other), tmp_path / "narrow.safetensors")
     message = run.refused(predict, PICTURES[0], "--predictor", path, *arguments)
-    assert "looks at pictures through encoders that are missing (of another size: " in message
+    assert "needs image encoders that are missing (of another size: " in message
 
 
 @pytest.mark.slow
@@ -368,7 +368,7 @@ def test_other_files_get_a_verdict_too(tmp_path: Path, run: Run):
     for content, message in {
         b"\x80\x02}q\x00.": "a pickle, which is never read",
         b"GGUF\x03": "a GGUF model",
-        b"": "truncated or no safetensors file",
+        b"": "truncated or not a safetensors file",
     }.items():
         (tmp_path / "file").write_bytes(content)
         status, out, _ = run(inspect, tmp_path / "file")

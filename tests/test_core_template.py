@@ -108,12 +108,12 @@ def test_packages_that_are_not_there_are_known_without_running(root: Path):
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("x = (", "its model.py is no Python (SyntaxError: "),
-        ("a\0b", "its model.py is no Python ("),
-        ("(" * 5000, "its model.py is no Python ("),
-        ("a" + ".b" * 200_000, "its model.py is no Python ("),
-        ("import torch", "does not set TEMPLATE_MODEL, so it is no Diffusion Template"),
-        ("# " + "x" * (1 << 20), "has more than a megabyte"),
+        ("x = (", "its model.py is not valid Python (SyntaxError: "),
+        ("a\0b", "its model.py is not valid Python ("),
+        ("(" * 5000, "its model.py is not valid Python ("),
+        ("a" + ".b" * 200_000, "its model.py is not valid Python ("),
+        ("import torch", "does not set TEMPLATE_MODEL, so it is not a Diffusion Template"),
+        ("# " + "x" * (1 << 20), "is larger than 1 MB"),
     ],
     ids=["syntax", "zero byte", "deep", "deeper", "another program", "huge"],
 )
@@ -190,7 +190,7 @@ def test_nothing_runs_without_the_users_permission(root: Path):
 def test_what_is_allowed_runs(root: Path):
     """The test of the tests above: the same program does leave its mark."""
     marker = root / "marker"
-    with pytest.raises(I2LError, match="set no TEMPLATE_MODEL when it ran"):
+    with pytest.raises(I2LError, match="did not set TEMPLATE_MODEL when it ran"):
         load(template_folders.hostile(root / "bad", marker))
     assert marker.read_text() == "executed"
     assert not left_behind()
@@ -297,7 +297,7 @@ def test_files_that_do_not_fit(root: Path, change, message: str):
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(
-        I2LError, match=rf"t: model.safetensors does not hold the network of model.py: {message}$"
+        I2LError, match=rf"t: model.safetensors does not match the network of model.py: {message}$"
     ):
         load(folder)
     assert not left_behind()
@@ -310,7 +310,7 @@ def test_shards_that_overlap(root: Path):
         {**load_file(folder / "model-00002.safetensors"), **tensors}, folder / "model-00002.safetensors"
     )
     with pytest.raises(
-        I2LError, match=r"model-00002.safetensors holds tensors of another of its files: a\.0"
+        I2LError, match=r"model-00002.safetensors repeats tensors of another of its weight files: a\.0"
     ):
         load(folder)
 
@@ -321,8 +321,8 @@ def test_shards_that_overlap(root: Path):
         ("'gone.safetensors'", "t: its weights gone.safetensors are missing; get them from where it was"),
         ("'../out.safetensors'", "t: its weights ../out.safetensors are outside of the folder"),
         ("'/etc/passwd'", "t: its weights /etc/passwd are outside of the folder"),
-        ("'model' + '.bin'", "t: its weights model.bin are no .safetensors file"),
-        ("'.'", "t: its weights . are no .safetensors file"),
+        ("'model' + '.bin'", "t: its weights model.bin are not a .safetensors file"),
+        ("'.'", "t: its weights . are not a .safetensors file"),
         ("3", "TEMPLATE_MODEL_PATH must name a file or a list of files, got 3"),
         ("[None]", "TEMPLATE_MODEL_PATH must name a file or a list of files, got list"),
         ("'broken.safetensors'", "t: expected weights in broken.safetensors, but it is truncated or no"),
@@ -374,7 +374,7 @@ def test_a_package_that_is_missing(root: Path):
         (SIMPLE.replace("def forward", "def backward"), "forward"),
         (
             SIMPLE.replace("forward(self, **kwargs)", "forward(self, kwargs=None)"),
-            r"forward of its network takes no",
+            r"forward of its network does not accept",
         ),
         (SIMPLE.replace("process_inputs", "process"), "its network has no process_inputs"),
     ],
@@ -393,7 +393,7 @@ def test_a_network_that_is_no_module(root: Path):
     folder = template_folders.write(
         root / "u", program + "TEMPLATE_MODEL_PATH = 'm.safetensors'", m={"x": torch.ones(1)}
     )
-    with pytest.raises(I2LError, match="u: it has weights, but TEMPLATE_MODEL is no network: Net"):
+    with pytest.raises(I2LError, match="u: it has weights, but TEMPLATE_MODEL is not a network: Net"):
         load(folder)
 
 

@@ -273,9 +273,9 @@ def test_weights_that_make_no_sense_are_refused(predictor: V1Network, weights: t
 def test_hidden_states_are_given_to_those_that_read_them():
     plain, reads = random_predictor(tiny_qwen()), random_predictor(CONFIGS["qwen residual"]())
     x, states = pictures(reads, 1)
-    with pytest.raises(I2LError, match="reads hidden states beside the embeddings, got none"):
+    with pytest.raises(I2LError, match="reads hidden states besides the embeddings, got none"):
         reads(x)
-    with pytest.raises(I2LError, match="reads no hidden states beside the embeddings, got some"):
+    with pytest.raises(I2LError, match="reads no hidden states besides the embeddings, got some"):
         plain(x, residuals=states)
 
 
@@ -335,7 +335,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "nothing read": (
         lambda t: [t.pop(name) for name in list(t) if name.endswith("in.weight")],
-        r"proj_in\.weight is missing, and so it is in every other block; download the file again$",
+        r"proj_in\.weight is missing, as in every other block; download the file again$",
     ),
     "other rank": (
         lambda t: t.update({f"{LAST}proj_out.weight": torch.zeros(160, 3)}),
@@ -375,7 +375,7 @@ RESIDUALS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     ),
     "half": (
         lambda t: [t.pop(name) for name in list(t) if name.endswith("proj_residual.proj_out.weight")],
-        r"blocks\.0\.proj_residual\.proj_out\.weight is missing, and so it is in every other block",
+        r"blocks\.0\.proj_residual\.proj_out\.weight is missing, as in every other block",
     ),
     "length": (
         lambda t: t.update({n: x[:, :-1] for n, x in t.items() if n.endswith("residual.proj_out.weight")}),
@@ -423,7 +423,7 @@ def test_a_file_larger_than_the_memory_is_refused(tmp_path: Path):
 
 def test_another_file_is_no_predictor_of_version_1(tmp_path: Path):
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(I2LError, match=r"^x\.safetensors: it is no i2L predictor of version 1"):
+    with pytest.raises(I2LError, match=r"^x\.safetensors: it is not an i2L predictor of version 1"):
         load_v1(tmp_path / "x.safetensors")
 
 
@@ -443,5 +443,5 @@ def test_impossible_sizes_are_refused(entry: dict, message: str):
 def test_all_the_names_and_none_of_the_sizes_cost_nothing(tmp_path: Path):
     names = {name: torch.zeros(1) for name in PUBLISHED["Qwen-Image-i2L Coarse"][0].shapes()}
     save_file(names, tmp_path / "lie.safetensors")
-    with pytest.raises(I2LError, match="is missing, and so it is in every other block"):
+    with pytest.raises(I2LError, match="is missing, as in every other block"):
         load_v1(tmp_path / "lie.safetensors")

@@ -348,7 +348,7 @@ def test_missing_encoders_are_named_with_where_to_get_them(
         (folder / FILES[kind]).unlink()
         if kind not in kinds:  # a header of the published size, which nobody reads further
             _save_header_only(folder / FILES[kind], kind)
-    with pytest.raises(I2LError, match="looks at pictures through encoders that are missing") as caught:
+    with pytest.raises(I2LError, match="needs image encoders that are missing") as caught:
         run(replace(predictor, loaded=wide), some())
     message = str(caught.value)
     assert "\n" not in message
@@ -518,7 +518,7 @@ def test_the_clip_of_qwen_image_is_looked_through_as_well(
 
 def test_what_is_not_the_clip_of_qwen_image_is_refused(coarse: Any, clip: Any, loads: list[list[str]]):
     with pytest.raises(
-        I2LError, match=r"also looks through the text encoder of Qwen-Image, which only ComfyUI has: connect"
+        I2LError, match=r"also needs the text encoder of Qwen-Image, which runs only in ComfyUI: connect"
     ):
         run(coarse, some())
     assert loads == []
@@ -533,7 +533,7 @@ def test_what_is_not_the_clip_of_qwen_image_is_refused(coarse: Any, clip: Any, l
         run(replace(coarse, loaded=loaded).with_clip(clip), some())
     odd = replace(config, residual=Residual(72, 128, code=2))
     loaded = LoadedV1(odd, random_predictor(odd).eval(), "odd")
-    with pytest.raises(I2LError, match="not known of which pictures the predictor reads 72 states"):
+    with pytest.raises(I2LError, match="this predictor reads 72 hidden states per picture"):
         run(replace(coarse, loaded=loaded).with_clip(clip), some())
     assert encoders_loaded() == []
 

@@ -288,5 +288,5 @@ def test_a_name_that_another_system_wrote_is_found(folders: Path, listed: str, a
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
         assert find(f"{asked}.safetensors") == file == find(f"{listed}.safetensors")
-        with pytest.raises(I2LError, match="choose one of the list"):
+        with pytest.raises(I2LError, match="choose one from the list"):
             find(f"{asked}x.safetensors")

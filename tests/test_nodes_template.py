@@ -186,7 +186,7 @@ def test_it_does_run_when_both_allow_it(root: Path):
     """The test of the test above."""
     marker = root / "marker"
     template_folders.hostile(root / "bad", marker)
-    with pytest.raises(I2LError, match="set no TEMPLATE_MODEL"):
+    with pytest.raises(I2LError, match="did not set TEMPLATE_MODEL"):
         load("bad/")
     assert marker.exists()
 

@@ -133,7 +133,7 @@ def test_what_theirs_refuses_ours_refuses(diffsynth, tmp_path: Path):
         folder = template_folders.write(tmp_path / name, program.format(*parts))
         with pytest.raises(NotImplementedError):
             theirs(diffsynth, [folder], torch.float32, [{"image": []}])
-        with pytest.raises(I2LError, match=r"takes no \*\*kwargs"):
+        with pytest.raises(I2LError, match=r"does not accept \*\*kwargs"):
             ours(folder, torch.float32, [])
 
 

@@ -127,7 +127,7 @@ def a_lie(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncated, "it is truncated or no safetensors file"),
+        (truncated, "it is truncated or not a safetensors file"),
         (missing, "predictor.queries is missing"),
         (extra, "predictor.more is not expected"),
         (misshapen, "predictor.queries expected ("),
@@ -137,7 +137,7 @@ def a_lie(path: Path) -> None:
         (a_lora, "it is a LoRA; put it into models/loras"),
         (a_checkpoint, "it is a diffusion checkpoint"),
         (a_pickle, "it is a pickle, which is never read"),
-        (a_lie, "it is truncated or no safetensors file"),
+        (a_lie, "it is truncated or not a safetensors file"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -69,7 +69,7 @@ def test_a_predictor_of_version_1_from_files_to_a_lora_file(server: ComfyClient,
 
     missing = server.queue(graph("v1/none"))
     assert not missing.ok
-    assert "looks at pictures through encoders that are missing" in missing.error_message
+    assert "needs image encoders that are missing" in missing.error_message
     files = []
     for kind in (SIGLIP2, DINOV3):
         path = models / "clip_vision" / KINDS[kind].file

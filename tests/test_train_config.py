@@ -48,8 +48,8 @@ def test_there_is_an_example_for_each_base_model():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"plan__step": 6}, r"config\.json: \[plan\] has unknown entries: step\. Known are: steps, batch"),
-        ({"nonsense__x": 1}, r"has unknown entries: nonsense\. Known are: base, encoder"),
+        ({"plan__step": 6}, r"config\.json: \[plan\] has unknown entries: step\. Known: steps, batch"),
+        ({"nonsense__x": 1}, r"has unknown entries: nonsense\. Known: base, encoder"),
         ({"plan__steps": 6.5}, r"plan\.steps must be a whole number, got 6\.5"),
         ({"plan__steps": True}, r"plan\.steps must be a whole number, got True"),
         ({"plan__steps": 0}, r"\[plan\] a plan needs positive steps"),
@@ -59,7 +59,7 @@ def test_there_is_an_example_for_each_base_model():
         ({"base__kind": "sdxl"}, r"\[base\] kind must be one of tiny-world, host, got 'sdxl'"),
         ({"base__kind": "host"}, r'\[base\] kind = "host" needs model'),
         ({"data__height": 60}, r"\[data\] height and width must be positive multiples of 16, got 60x64"),
-        ({"pairing__gray": 1.5}, r"\[pairing\] gray must be a share from 0 to 1, got 1\.5"),
+        ({"pairing__gray": 1.5}, r"\[pairing\] gray must be a fraction from 0 to 1, got 1\.5"),
         ({"run__micro_batch": 0}, r"\[run\] micro_batch must be 1 or more, got 0"),
         (
             {"run__sharding": "fsdp", "optimiser__kind": "muon"},

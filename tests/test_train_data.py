@@ -147,7 +147,7 @@ def test_styles_of_one_content_are_refused_or_dropped_and_counted(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows(), *more]))
     data = open_folder(path)
     with pytest.raises(
-        I2LError, match=r"2 of 11 styles have less than two different contents.*: alone, twins\. Add"
+        I2LError, match=r"2 of 11 styles have fewer than two different contents.*: alone, twins\. Add"
     ):
         split_styles(data, 0.0, "refuse")
     train, unseen, dropped = split_styles(data, 0.0, "drop")
@@ -265,7 +265,7 @@ def test_a_batch_is_dealt_once_whatever_the_devices(micro, devices, rounds):
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused():
-    message = r"batch 6 cannot be dealt to 2 devices in micro-batches of 2; choose a multiple of 4"
+    message = r"batch 6 cannot be split over 2 devices in micro-batches of 2; choose a multiple of 4"
     with pytest.raises(I2LError, match=message):
         BatchSplit(6, 2, 0, 2)
 

@@ -58,7 +58,7 @@ def recognise(weights: Weights) -> BaseModel:
         if model.matches(weights):
             return model
     known = ", ".join(f"{model.title} ({model.id})" for model in MODELS)
-    raise I2LError(f"this MODEL is not a known base model: {_describe(weights)}. Known are: {known}")
+    raise I2LError(f"this MODEL is not a known base model: {_describe(weights)}. Known: {known}")
 
 
 def _describe(weights: Weights) -> str:

@@ -38,7 +38,7 @@ class EncoderPair:
             sizes = ", ".join(f"{file.path} is {file.config}" for file in self.others)
             of_another_size = f" (of another size: {sizes})" if sizes else ""
             raise I2LError(
-                f"{title} looks at pictures through encoders that are missing{of_another_size}. "
+                f"{title} needs image encoders that are missing{of_another_size}. "
                 + "; ".join([*advice, *([hint] if hint else [])])
             )
         return self.files

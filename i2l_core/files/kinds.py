@@ -88,7 +88,7 @@ def describe_bytes(path: Path, error: Exception) -> str:
     for magic, kind in _MAGIC:
         if start.startswith(magic):
             return kind
-    return f"it is truncated or no safetensors file ({error}); download it again"
+    return f"it is truncated or not a safetensors file ({error}); download it again"
 
 
 def describe_tensors(keys: Iterable[str], metadata: Mapping[str, str]) -> str:
@@ -99,4 +99,4 @@ def describe_tensors(keys: Iterable[str], metadata: Mapping[str, str]) -> str:
     for matches, kind in _KINDS:
         if any(matches(key) for key in keys):
             return kind
-    return "it has no i2l metadata and holds nothing known; predictors go into models/i2l"
+    return "it has no i2l metadata and no known tensors; predictors go into models/i2l"

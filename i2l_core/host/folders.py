@@ -51,7 +51,7 @@ def predictor_path(name: str) -> Path:
     path = _full_path(known) if known else None
     if path is None:
         kind = f"folder {name[:120]!r} with a {PROGRAM}" if name.endswith("/") else f"file {name[:120]!r}"
-        raise I2LError(f"there is no predictor {kind} in {predictor_roots()[0]}; choose one of the list")
+        raise I2LError(f"there is no predictor {kind} in {predictor_roots()[0]}; choose one from the list")
     return path
 
 

@@ -83,8 +83,8 @@ def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
             layers[target] = changed
     if not layers:
         raise I2LError(
-            "with these strengths no layer of the LoRA is left: "
-            f"its {lora.n_layers} layers are all of kinds or depths that are set to 0"
+            f"these strengths switch off all {lora.n_layers} layers of the LoRA; "
+            "set attention, mlp, other or depth above 0"
         )
     return replace(lora, layers=layers)
 
@@ -129,7 +129,9 @@ def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRa
     whole, other = (layer.d_out, layer.d_in) if rows else (layer.d_in, layer.d_out)
     # other networks have layers of this name with other parts, FLUX.1 for one: sizes tell
     if shared is None or target.rows is not None or whole != shared.parts * other:
-        raise I2LError(f"{target}: attention and MLP of this layer cannot be told apart; set both alike")
+        raise I2LError(
+            f"{target}: this layer joins attention and MLP in an unknown way; set attention and mlp to the same value"
+        )
     size = shared.part * other
     if rows:
         return LowRank(layer.down, layer.up * _steps(layer.up, whole, size, attention, mlp)[:, None])

@@ -42,7 +42,7 @@ class Slerp:
             raise I2LError(f"interpolation needs two LoRAs, got {len(loras)}")
         if len(checked_pairs(loras, weights)) < 2:
             raise I2LError(
-                "between two LoRAs both weights must be other than 0; use concat to fade one LoRA out"
+                "to interpolate between two LoRAs, neither weight may be 0; use concat to fade one LoRA out"
             )
         (a, b), (w_a, w_b) = loras, weights
         size_a, size_b = (abs(w) * math.sqrt(float(spectrum.energy(x))) for x, w in ((a, w_a), (b, w_b)))

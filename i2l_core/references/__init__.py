@@ -131,8 +131,7 @@ def check_range(name: str, values: Tensor) -> None:
     low, high = float(values.min()), float(values.max())
     if low < LOWEST or high > HIGHEST:
         raise I2LError(
-            f"{name} has values from {low:.4g} to {high:.4g}, expected 0 to 1; divide it by 255, or bring it into 0 to "
-            "1 as its values ask for"
+            f"{name} has values from {low:.4g} to {high:.4g}, expected 0 to 1; divide it by 255, or scale it to 0 to 1"
         )
 
 
@@ -204,7 +203,7 @@ def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     mask = _resized(mask, size)
     if not mask.any():
         raise I2LError(
-            "mask: it is black everywhere, so nothing of the picture is left; paint white where the style is, "
+            "mask: it is black everywhere, so no part of the picture is used; paint white where the style is, "
             "or disconnect it (Load Image gives a black mask for pictures without transparency)"
         )
     return None if bool((mask == 1).all()) else mask.contiguous()

@@ -78,7 +78,7 @@ class Checkpoints:
         different = differences(dict(self.fixed), about["fixed"])
         if different:
             raise I2LError(
-                f"{path} is of another training: {listed(different)}. Use its config, or another [run] folder"
+                f"{path} belongs to another training: {listed(different)}. Use its config, or another [run] folder"
             )
         for part in PARTS:
             _read(path / f"{part}.safetensors", state[part])

@@ -135,7 +135,7 @@ class PairingTable:
             raise I2LError("targets and most_references must be 1 or more")
         for name in ("single", "gray", "same_content", "empty_prompts"):
             if not 0 <= getattr(self, name) <= 1:
-                raise I2LError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}")
+                raise I2LError(f"{name} must be a fraction from 0 to 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

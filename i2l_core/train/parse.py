@@ -48,7 +48,7 @@ def build(cls: type[T], table: Any, where: str = "") -> T:
         raise I2LError(f"[{where}] must be a table, got {shown(table)}")
     hints, known = typing.get_type_hints(cls), {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(map(str, table.keys() - known.keys())):
-        raise I2LError(f"{inside}has unknown entries: {listed(unknown)}. Known are: {', '.join(known)}")
+        raise I2LError(f"{inside}has unknown entries: {listed(unknown)}. Known: {', '.join(known)}")
     required = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - table.keys()):
         raise I2LError(f"{inside}lacks {listed(missing)}")

@@ -70,7 +70,8 @@ class QwenStates:
         side = self.residual.side
         if side is None:
             raise I2LError(
-                f"it is not known of which pictures the predictor reads {self.residual.length} states"
+                f"this predictor reads {self.residual.length} hidden states per picture; supported are 71 (Coarse) "
+                "and 1376 (Fine)"
             )
         x = cover(pixels, side)[None]
         whole = round(side / PATCH) * PATCH

@@ -79,7 +79,7 @@ class HostBase:
     ) -> None:
         sampling = model.model_sampling
         if not isinstance(sampling, comfy.model_sampling.CONST):
-            raise I2LError("[base] model: only flow-matching models can be trained for, this one is not")
+            raise I2LError("[base] model: this is not a flow-matching model; only those can be trained for")
         self._model, self._sampling, self._device = (
             model.to(device).requires_grad_(False).eval(),
             sampling,
@@ -185,9 +185,7 @@ def _id_of(weights: Weights, given: str) -> str:
     except I2LError as error:
         if given:
             return given
-        raise I2LError(
-            f"[base] model: {error}. Give it an id in [base] to train for it all the same"
-        ) from error
+        raise I2LError(f"[base] model: {error}. To train for it anyway, give it an id in [base]") from error
     if given not in ("", known):
         raise I2LError(f"[base] id is {given!r}, but the model is {known!r}; leave the id out")
     return known

@@ -70,7 +70,7 @@ def _load_clip(table: BaseTable) -> comfy.sd.CLIP:
     kind = getattr(comfy.sd.CLIPType, table.text_type.upper(), None)
     if kind is None:
         known = ", ".join(name.lower() for name in comfy.sd.CLIPType.__members__)
-        raise I2LError(f"[base] text_type {table.text_type!r} is not known; known are {known}")
+        raise I2LError(f"[base] text_type {table.text_type!r} is not known; known types: {known}")
     for file in table.text_encoders:
         if not Path(file).is_file():
             raise I2LError(f"[base] text_encoders: there is no file {file}")
@@ -87,7 +87,7 @@ def _load_vae(table: BaseTable) -> comfy.sd.VAE:
     tensors, metadata = comfy.utils.load_torch_file(table.vae, return_metadata=True)
     vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
     if vae.first_stage_model is None:
-        raise I2LError(f"[base] vae: ComfyUI does not know {Path(table.vae).name} as a VAE")
+        raise I2LError(f"[base] vae: ComfyUI does not recognise {Path(table.vae).name} as a VAE")
     return vae
 
 

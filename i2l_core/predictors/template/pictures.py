@@ -25,7 +25,7 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
         times = int(reference.weight)
         if times != reference.weight or times > MAX_WEIGHT:
             raise I2LError(
-                f"a Diffusion Template knows no weights, so a weight is how often the picture is given: expected a "
+                f"a Diffusion Template takes no weights, so a weight is how often the picture is given: expected a "
                 f"whole number from 0 to {MAX_WEIGHT}, got {reference.weight:g}"
             )
         pixels = (reference.mask_filled().pixels * 255).round().to("cpu", torch.uint8)

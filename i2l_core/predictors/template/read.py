@@ -85,12 +85,12 @@ def read_template(folder: Path, roots: Sequence[Path]) -> Template:
         tree = ast.parse(source, PROGRAM)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise I2LError(
-            f"{name}: its {PROGRAM} is no Python ({first_line(error)}); download it again"
+            f"{name}: its {PROGRAM} is not valid Python ({first_line(error)}); download it again"
         ) from error
     said = dict(_assignments(tree))
     if "TEMPLATE_MODEL" not in said:
         raise I2LError(
-            f"{name}: its {PROGRAM} does not set TEMPLATE_MODEL, so it is no Diffusion Template of version 2"
+            f"{name}: its {PROGRAM} does not set TEMPLATE_MODEL, so it is not a Diffusion Template of version 2"
         )
     return Template(
         real,
@@ -111,7 +111,7 @@ def weight_path(template: Template, name: str) -> Path:
         )
     if path.suffix != ".safetensors":
         raise I2LError(
-            f"{template.name}: its weights {name[:120]} are no .safetensors file; others are never read"
+            f"{template.name}: its weights {name[:120]} are not a .safetensors file; other formats are not read"
         )
     if not path.is_file():
         raise I2LError(
@@ -139,7 +139,9 @@ def _read_program(folder: Path) -> bytes:
             f"{folder.name}: its {PROGRAM} is a link out of the folder; copy the file itself there"
         )
     if path.stat().st_size > _MAX_PROGRAM_BYTES:
-        raise I2LError(f"{folder.name}: its {PROGRAM} has more than a megabyte, so it is no template's")
+        raise I2LError(
+            f"{folder.name}: its {PROGRAM} is larger than 1 MB, so it is not the program of a template"
+        )
     try:
         return path.read_bytes()
     except OSError as error:

@@ -135,7 +135,7 @@ class _Source(importlib.machinery.SourceFileLoader):
 def _build(template: Template, module: types.ModuleType, dtype: torch.dtype) -> Any:
     network = getattr(module, "TEMPLATE_MODEL", None)
     if network is None:
-        raise I2LError(f"{template.name}: its {PROGRAM} set no TEMPLATE_MODEL when it ran")
+        raise I2LError(f"{template.name}: its {PROGRAM} did not set TEMPLATE_MODEL when it ran")
     names = weight_names(getattr(module, "TEMPLATE_MODEL_PATH", None))
     if names is None:
         found = shown(module.TEMPLATE_MODEL_PATH)
@@ -186,7 +186,7 @@ def _parameters_on_meta() -> Iterator[None]:
 def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dtype) -> None:
     """Give the network exactly the tensors of the files, floating point ones in `dtype`."""
     if not isinstance(model, nn.Module):
-        raise I2LError(f"{name}: it has weights, but TEMPLATE_MODEL is no network: {type(model).__name__}")
+        raise I2LError(f"{name}: it has weights, but TEMPLATE_MODEL is not a network: {type(model).__name__}")
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     with contextlib.ExitStack() as stack:
         where: dict[str, Any] = {}  # name of a tensor -> the open file that holds it
@@ -194,7 +194,7 @@ def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dty
             file = stack.enter_context(_opened(name, path))
             if twice := where.keys() & set(file.keys()):
                 raise I2LError(
-                    f"{name}: {path.name} holds tensors of another of its files: {listed(sorted(twice))}"
+                    f"{name}: {path.name} repeats tensors of another of its weight files: {listed(sorted(twice))}"
                 )
             where |= dict.fromkeys(file.keys(), file)
         found = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
@@ -207,7 +207,7 @@ def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dty
         ]
         if problems:
             files = listed(path.name for path in paths)
-            raise I2LError(f"{name}: {files} does not hold the network of {PROGRAM}: {listed(problems)}")
+            raise I2LError(f"{name}: {files} does not match the network of {PROGRAM}: {listed(problems)}")
         tensors = {key: file.get_tensor(key) for key, file in where.items()}
     tensors = {key: part.to(dtype) if part.is_floating_point() else part for key, part in tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -230,7 +230,9 @@ def _check_method(name: str, model: Any, method: str) -> None:
         raise I2LError(f"{name}: its network has no {method}, which a Diffusion Template needs")
     kinds = {parameter.kind for parameter in inspect.signature(found).parameters.values()}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
-        raise I2LError(f"{name}: {method} of its network takes no **kwargs, which a Diffusion Template needs")
+        raise I2LError(
+            f"{name}: {method} of its network does not accept **kwargs, which a Diffusion Template needs"
+        )
 
 
 @contextlib.contextmanager

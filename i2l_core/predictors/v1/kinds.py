@@ -200,7 +200,7 @@ def recognise(shapes: Shapes) -> V1Config:
     """
     kind = kind_of(shapes)
     if kind is None:
-        raise I2LError("it is no i2L predictor of version 1")
+        raise I2LError("it is not an i2L predictor of version 1")
     # the model that has most of the names; of two with as many, as a small one in a large one, the small one
     models = [model for model in MODELS if model.architecture is kind.architecture]
     drafts = [V1Config(kind, model, 1, 1) for model in models]
@@ -230,7 +230,7 @@ def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
     names = list(names)
     found = Counter(shapes[name] for name in names if len(shapes.get(name, ())) == 2)
     if not found:
-        raise I2LError(f"{names[0]} is missing, and so it is in every other block; download the file again")
+        raise I2LError(f"{names[0]} is missing, as in every other block; download the file again")
     rows, columns = found.most_common(1)[0][0]
     return rows, columns
 

@@ -91,7 +91,7 @@ class V1Network(nn.Module):
         config = self.config
         if (residuals is None) != (config.residual is None):
             reads, got = ("reads", "none") if residuals is None else ("reads no", "some")
-            raise I2LError(f"{config.title} {reads} hidden states beside the embeddings, got {got}")
+            raise I2LError(f"{config.title} {reads} hidden states besides the embeddings, got {got}")
         used, shares = _shares(weights, len(embeddings))
         count = len(used)
         x = embeddings[used].expand(len(config.heads), -1, -1)

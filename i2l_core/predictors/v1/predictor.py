@@ -110,7 +110,7 @@ class V1Predictor(Predictor):
         config = self.loaded.config
         if config.residual is not None and self.clip is None:
             raise I2LError(
-                f"{config.title} also looks through the text encoder of Qwen-Image, which only ComfyUI has: connect "
+                f"{config.title} also needs the text encoder of Qwen-Image, which runs only in ComfyUI: connect "
                 "Load CLIP (type qwen_image) to the clip of Images to LoRA"
             )
         files = self._encoder_pair().complete(config.title, self.runtime.encoder_hint)

@@ -60,7 +60,7 @@ class BatchSplit:
     def __post_init__(self) -> None:
         if self.count % (self.micro * self.devices):
             raise I2LError(
-                f"[plan] batch {self.count} cannot be dealt to {self.devices} devices in micro-batches of "
+                f"[plan] batch {self.count} cannot be split over {self.devices} devices in micro-batches of "
                 f"{self.micro}; choose a multiple of {self.micro * self.devices}"
             )
 

@@ -75,7 +75,7 @@ def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Style
     small = [s for s, found in members.items() if len({data.pictures[i].content for i in found}) < 2]
     if small and small_styles != "drop":
         raise I2LError(
-            f"{len(small)} of {len(members)} styles have less than two different contents, so references and "
+            f"{len(small)} of {len(members)} styles have fewer than two different contents, so references and "
             f'target would show the same: {listed(small)}. Add pictures, or set [data] small_styles = "drop"'
         )
     for style in small:
