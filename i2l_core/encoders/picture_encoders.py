@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..device_memory import DeviceMemory
 from ..errors import I2LError
 from ..references import Reference
 from .casting import FLOAT8
 from .files import EncoderFile
 from .v1 import DINOV3, PooledConfig, load_pooled
-
-if TYPE_CHECKING:
-    from ..predictors.base import Runtime
 
 HEADROOM = 1.2  # memory of a device over the weights that are to fit on it
 
@@ -41,10 +39,10 @@ class FileEncoder:
     """An encoder file, read when it is first needed. A picture gives (width,) in `dtype`."""
 
     file: EncoderFile
-    runtime: Runtime
+    memory: DeviceMemory
     dtype: torch.dtype  # what it computes in
     stored: torch.dtype  # what the weights of its Linears are kept in
-    held: Any = field(default=None, init=False)  # the runtime's handle, while it is in memory
+    held: Any = field(default=None, init=False)  # its handle, while it is in memory
     _encoder: Any = field(default=None, init=False)
 
     @property
@@ -53,40 +51,40 @@ class FileEncoder:
 
     @contextmanager
     def ready(self) -> Iterator[Look]:
-        runtime = self.runtime
+        memory = self.memory
         if self.held is None:
-            self._encoder = load_pooled(self.file.path, self.dtype, runtime.operations, self.stored)
-            self.held = runtime.hold(self._encoder)
+            self._encoder = load_pooled(self.file.path, self.dtype, memory.operations, self.stored)
+            self.held = memory.hold(self._encoder)
         encoder = self._encoder
 
         def look(picture: Reference) -> Tensor:
-            runtime.check_cancelled()
-            pixels = encoder.preprocess(picture.pixels)[None].to(runtime.device)
+            memory.check_cancelled()
+            pixels = encoder.preprocess(picture.pixels)[None].to(memory.device)
             return finite(encoder(pixels)[0], self.file.path.name)
 
         try:
-            runtime.load(self.held, pooled_memory(self.file.config, self.dtype))
+            memory.load(self.held, pooled_memory(self.file.config, self.dtype))
             yield look
         finally:
-            if not runtime.put_away(self.held):
+            if not memory.put_away(self.held):
                 self.held = self._encoder = None
 
 
 def file_encoder(
-    file: EncoderFile, runtime: Runtime, stored: torch.dtype, float8: bool | None = None
+    file: EncoderFile, memory: DeviceMemory, stored: torch.dtype, float8: bool | None = None
 ) -> FileEncoder:
     """`stored`: the dtype that the predictor's file has. `float8`: keep DINOv3 in 8 bits; None: where the device is
     too small for it in 16.
 
     The size of the device decides, not what is free at the moment: the same pictures give the same LoRA.
     """
-    dtype = runtime.dtype(stored)
+    dtype = memory.dtype(stored)
     if float8 is None:
-        float8 = runtime.total_memory() < HEADROOM * file.config.weights * torch.bfloat16.itemsize
-    if not runtime.casts:
-        return FileEncoder(file, runtime, dtype, dtype)
+        float8 = memory.total_memory() < HEADROOM * file.config.weights * torch.bfloat16.itemsize
+    if not memory.casts:
+        return FileEncoder(file, memory, dtype, dtype)
     small = float8 and file.config.kind == DINOV3
-    return FileEncoder(file, runtime, dtype, FLOAT8 if small else torch.bfloat16)
+    return FileEncoder(file, memory, dtype, FLOAT8 if small else torch.bfloat16)
 
 
 def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:

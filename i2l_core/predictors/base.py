@@ -7,12 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
+from ..device_memory import DeviceMemory
 from ..encoders.embeddings import Embeddings
 from ..encoders.files import EncoderFile
 from ..errors import I2LError
@@ -65,55 +64,12 @@ class Predictor(ABC):
         """
 
 
-class Runtime(Protocol):
+class Runtime(DeviceMemory, Protocol):
     """Where predictors run: under ComfyUI's memory management, or on one device without it (`plain_runtime`)."""
 
     embeddings: Embeddings  # of the pictures that encoders have seen
     encoder_hint: str  # how to say where image encoders are; empty: the folders of ComfyUI are searched
     runs_programs: bool  # whether programs of Diffusion Templates can run here, if they are allowed to
-
-    @property
-    def device(self) -> torch.device:
-        """Where networks compute."""
-        ...
-
-    @property
-    def operations(self) -> ModuleType | Any:
-        """Classes of layers, as `torch.nn` or `comfy.ops.manual_cast`."""
-        ...
-
-    @property
-    def casts(self) -> bool:
-        """Whether `operations` cast weights to the dtype of their input, so that weights may be stored smaller."""
-        ...
-
-    def dtype(self, stored: torch.dtype) -> torch.dtype:
-        """What to compute in, for weights that a file stores as `stored`."""
-        ...
-
-    def hold(self, network: nn.Module, whole: bool = False) -> Any:
-        """A handle on a network; `whole`: it is moved by its own `to`, all of it at once."""
-        ...
-
-    def load(self, held: Any, needed: int, whole: bool = False) -> None:
-        """Bring a network to `device`, with `needed` bytes free beside it; `whole`: with all of its weights."""
-        ...
-
-    def put_away(self, held: Any) -> bool:
-        """Take a network off the device; False when it was dropped from memory altogether."""
-        ...
-
-    def free(self, needed: int) -> None:
-        """Make room for `needed` bytes on the device."""
-        ...
-
-    def total_memory(self) -> int:
-        """Bytes of the device, used or not."""
-        ...
-
-    def check_cancelled(self) -> None:
-        """Raise when the user has cancelled."""
-        ...
 
     def encoder_files(self) -> Iterable[EncoderFile]:
         """The image encoders of version 1 that are at hand."""
