@@ -6,8 +6,8 @@ import importlib
 import sys
 
 COMMANDS = {
-    "predict": "reference pictures and a predictor file -> a LoRA file",
-    "inspect": "what a file or folder is, from its header alone",
+    "predict": "predict a LoRA file from reference pictures",
+    "inspect": "say what a file or folder is, from its header alone",
     "train": "train a predictor for a base model",
 }
 

@@ -1,4 +1,4 @@
-"""`python -m i2l_core inspect PATH`: what a file or folder is and what to do with it, from its header alone."""
+"""`python -m i2l_core inspect PATH`: say what a file or folder is and where it belongs, from its header alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ MOST_TEXT = 200  # characters of anything that a file says
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m i2l_core inspect",
-        description="What a file or folder is and what to do with it, from its header alone: no value is read and "
-        "nothing in it is run.",
+        description="Says what a file or folder is and where it belongs. Reads only headers and runs no code.",
     )
-    parser.add_argument("path", type=Path, metavar="PATH")
-    parser.add_argument("--json", action="store_true", help="all of it as one JSON object")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a model, LoRA, predictor or encoder file, or a folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
         found = inspect_path(options.path)

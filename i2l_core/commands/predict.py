@@ -1,7 +1,7 @@
-"""`python -m i2l_core predict REF... --predictor FILE --out FILE`: pictures in, a LoRA file out, without ComfyUI.
+"""`python -m i2l_core predict REF... --predictor FILE --out FILE`: predict a LoRA file without ComfyUI.
 
-A predictor of version 1 needs the image encoders that were published for it; they are looked for beside it, or where
---encoders says. Where a file exists already, the next free name is taken; the names are written to stdout.
+A predictor of version 1 needs its published image encoders. They are searched in the folder of the predictor, or in
+--encoders. If an output file exists, the next free name is used. The names of the written files go to stdout.
 """
 
 from __future__ import annotations
@@ -56,20 +56,24 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("references", nargs="+", type=Path, metavar="REF", help="pictures of one style")
-    parser.add_argument("--predictor", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--out", required=True, type=_lora_path, metavar="FILE", help="the LoRA of the style")
+    parser.add_argument(
+        "references", nargs="+", type=Path, metavar="REF", help="reference pictures of one style"
+    )
+    parser.add_argument("--predictor", required=True, type=Path, metavar="FILE", help="the predictor file")
+    parser.add_argument(
+        "--out", required=True, type=_lora_path, metavar="FILE", help="where to save the LoRA"
+    )
     parser.add_argument(
         "--neutral-out",
         type=_lora_path,
         metavar="FILE",
-        help="the LoRA of gray pictures too, for the negative branch",
+        help="where to save the neutral LoRA too, for the negative side of CFG",
     )
     parser.add_argument(
         "--weights",
         type=_numbers,
         metavar="W,W,...",
-        help="how much each picture counts: 2 is as if it were given twice, 0 as if it were not",
+        help="weight of each picture; default: 1. 2 equals giving the picture twice, 0 leaves it out",
     )
     parser.add_argument(
         "--encoders",
@@ -77,19 +81,21 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=[],
         metavar="PATH",
-        help="image encoders of version 1: files, or folders that have them",
+        help="image encoders of version 1: files, or folders that hold them",
     )
     parser.add_argument(
         "--layout",
         choices=KEY_FORMATS,
         default=KEY_FORMATS[0],
-        help="whose names the file uses; default: ComfyUI's",
+        help="key names of the LoRA file; default: ComfyUI's",
     )
-    parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
+    parser.add_argument(
+        "--device", help="device of PyTorch, such as cpu or cuda; default: a GPU if there is one"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="default: bf16 on a GPU and fp32 without; for version 1 that of its file",
+        help="precision of the computation; default: bf16 on a GPU, else fp32; for version 1 that of its file",
     )
     return parser
 
@@ -104,7 +110,7 @@ def _references(paths: list[Path], weights: list[float] | None) -> list[Referenc
 
 
 def _check_place(path: Path) -> None:
-    """Before minutes of work: that a file can be made there."""
+    """Raise I2LError if no file can be made at `path`, before minutes of work."""
     existing = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise I2LError(f"cannot save {path}: {existing} is not a folder that can be written; choose another")

@@ -1,6 +1,6 @@
-"""`python -m i2l_core train CONFIG`: train a predictor for a base model, or go on where it stopped.
+"""`python -m i2l_core train CONFIG`: train a predictor for a base model, or continue a training that stopped.
 
-On several GPUs: `accelerate launch --num_processes 8 -m i2l_core train CONFIG`. docs/training.md says all about it.
+On several GPUs: `accelerate launch --num_processes 8 -m i2l_core train CONFIG`. Documentation: docs/training.md.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help=".toml or .json; examples are in i2l_core/train/configs")
+    parser.add_argument("config", help="a .toml or .json config; examples are in i2l_core/train/configs")
     only = parser.add_mutually_exclusive_group()
-    only.add_argument("--check", action="store_true", help="only decode every picture of the data set")
-    only.add_argument("--prepare", action="store_true", help="only make latents and text embeddings")
+    only.add_argument(
+        "--check", action="store_true", help="only check that every picture of the data set can be read"
+    )
+    only.add_argument(
+        "--prepare", action="store_true", help="only compute and cache latents and text embeddings"
+    )
     only.add_argument(
         "--export", action="store_true", help="only write the newest checkpoint as a predictor file"
     )

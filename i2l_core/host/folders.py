@@ -71,7 +71,7 @@ def lora_path(name: str) -> Path:
     path = folder_paths.get_full_path(LORAS, known) if known else None
     if path is None:
         raise I2LError(
-            f"there is no LoRA file {name[:120]!r} in {folder_paths.get_folder_paths(LORAS)[0]}; choose one of "
+            f"there is no LoRA file {name[:120]!r} in {folder_paths.get_folder_paths(LORAS)[0]}; choose one from "
             "the list, or put a .safetensors LoRA there"
         )
     return Path(path)
