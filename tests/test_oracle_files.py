@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from oracles import (
     randomise,
     take_weights,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from i2l.i2l_core.lora import LoRA, LowRank, to_whole_weights
 from i2l.i2l_core.lora_files.file import load, save
+from i2l.i2l_core.lora_files.keys import keys_of
 from i2l.i2l_core.mixing.whole_weights import in_whole_weights
 
 pytestmark = test_oracle_diffsynth.pytestmark
@@ -91,3 +93,36 @@ def test_we_open_them_again(host, key_format: str, tmp_path: Path):
         merged_output(pair.patcher, in_whole_weights(back), pair),
     )
     assert float((plain - again).abs().max()) <= 1e-5 * float(plain.abs().max())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"r": 2, "lora_alpha": 5},
+        {"r": 2, "lora_alpha": 5, "use_rslora": True},
+        {
+            "r": 2,
+            "lora_alpha": 5,
+            "alpha_pattern": {"layers.0.attention.to_q": 1, "layers.1.feed_forward.w1": 9},
+        },
+    ],
+    ids=["alpha", "rank-stabilised", "pattern"],
+)
+def test_alpha_in_the_header_is_taken_as_diffusers_takes_it(host, said: dict[str, Any], tmp_path: Path):
+    pair = test_oracle_diffusers.PAIRS["Z-Image"]()
+    randomise(pair.theirs)
+    take_weights(pair.patcher, pair.theirs, pair.renames)
+    tensors = {}
+    for name, layer in random_layers(linears(pair.theirs), rank=2).items():
+        down, up, _ = keys_of("diffusers", name)
+        tensors |= {down: layer.down, up: layer.up}
+    config = {"target_modules": list(linears(pair.theirs)), **said}  # PEFT wants the modules named
+    packed = {f"transformer.{key}": value for key, value in config.items()}
+    header = {"lora_adapter_metadata": json.dumps(packed)}
+    path = tmp_path / "theirs.safetensors"
+    save_file(tensors, path, header)
+    lora = load(path)
+    network: Any = pair.theirs
+    with torch.no_grad():
+        network.load_lora_adapter(str(tmp_path), weight_name=path.name, prefix="transformer")
+        assert error(pair, lora, pair.call()) <= LIMIT

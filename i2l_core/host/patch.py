@@ -61,11 +61,15 @@ def left_out_text(left_out: Mapping[str, int]) -> str:
 
 
 def weights_of(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
-    """Name of a parameter or buffer in the diffusion model -> shape. Of a quantised or packed weight, the one it stands
-    for.
+    """Parameter name in the diffusion model -> shape. Of a quantised or packed weight, the one it stands for.
+
+    And the buffers with names like `__ming_image__`, by which the host marks a model.
     """
     network = model.model.diffusion_model
-    tensors = *network.named_parameters(), *network.named_buffers()
+    marks = [
+        (name, mark) for name, mark in network.named_buffers() if name.rpartition(".")[2].startswith("__")
+    ]
+    tensors = *network.named_parameters(), *marks
     shapes = {_plain(name): tuple(tensor.shape) for name, tensor in tensors}
     packed = {f"{name}.weight": shape for name, shape in _packed(network).items() if shape is not None}
     return shapes | packed
