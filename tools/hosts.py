@@ -4,7 +4,7 @@
 
 `--host`: also a ComfyUI that you have, such as the newest; it is read, never changed. Each host gets a virtual
 environment of its own in .runs/hosts, which lends torch and the tools from .venv and installs what the host's own
-requirements ask for in other versions. Outcomes are kept in docs/hosts.json, and the table in README.md is made of them.
+requirements ask for in other versions. Outcomes are kept in docs/hosts.json, and README.md's table is made of them.
 """
 
 from __future__ import annotations
