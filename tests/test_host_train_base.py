@@ -126,6 +126,28 @@ def test_gradients_are_those_of_finite_differences_and_checkpointing_keeps_them(
     assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, rel=0.02)
 
 
+def test_blocks_that_write_into_a_given_tensor_have_the_same_gradients(host, monkeypatch: pytest.MonkeyPatch):
+    """ComfyUI 0.33 adds with `out=` in the blocks of HiDream-O1, which autograd refuses."""
+    from comfy.text_encoders.llama import TransformerBlock
+
+    forward, gradients = TransformerBlock.forward, []
+
+    def newer(self, x, *args, **kwargs):
+        y, *rest = forward(self, x, *args, **kwargs)
+        return torch.add(y, torch.zeros_like(y), out=y), *rest
+
+    for block in (forward, newer):
+        monkeypatch.setattr(TransformerBlock, "forward", block)
+        for checkpointing in (False, True):
+            base = base_of("hidream_o1", checkpointing)
+            pairs = loras(base, "hidream_o1", groups=1)
+            base.velocity(*inputs("hidream_o1", 1), [text("hidream_o1")], pairs).square().mean().backward()
+            gradients.append([tensor.grad for tensor in leaves(pairs)])
+    for others in gradients[1:]:
+        for one, other in zip(gradients[0], others, strict=True):
+            close(other, one, 2e-5)
+
+
 @by_model
 def test_rows_do_not_know_of_each_other_though_their_prompts_differ_in_length(name):
     base = base_of(name)

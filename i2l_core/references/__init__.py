@@ -93,10 +93,7 @@ def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]
         if batch is not None:
             references += _references(f"images.{name}", batch)
     if not references:
-        raise I2LError(
-            "images: expected at least one reference picture, got none; connect an image (in a prompt over the API its "
-            "key is images.image0)"
-        )
+        raise I2LError("images: expected at least one reference picture, got none; connect an image")
     return references
 
 

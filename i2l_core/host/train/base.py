@@ -19,6 +19,7 @@ import comfy.sd
 import torch
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...base_models import ARCHITECTURES, Weights, recognise
 from ...errors import I2LError
@@ -69,6 +70,19 @@ def training() -> Iterator[None]:
         yield
     finally:
         comfy.model_management.in_training = before
+
+
+class _WithoutOut(TorchFunctionMode):
+    """Sums and products give a new tensor, also where the host names one to write into (`out=`).
+
+    From ComfyUI 0.33 on the blocks of HiDream-O1 do so, which autograd refuses. They go on with what is returned.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.add, torch.mul) and torch.is_grad_enabled():
+            kwargs.pop("out", None)
+        return func(*args, **kwargs)
 
 
 class HostBase:
@@ -138,7 +152,7 @@ class HostBase:
             # keeps keys and values of the prompt, gradients and all, unless some block seems to be replaced
             options["patches_replace"] = {"dit": {("i2l", 0): None}}
         acting = ActiveLoRAs(products, slice(0, len(x)), len(x), None, {})
-        with self._hooks.acting(acting):
+        with self._acting(acting):
             clean = self._model.apply_model(
                 x, sigma, **comfy.samplers.cond_cat(list(conds)), transformer_options=options
             )
@@ -155,7 +169,13 @@ class HostBase:
 
     def _remember(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
         acting = self._hooks.now
-        return lambda: self._hooks.acting(acting)
+        return lambda: self._acting(acting)
+
+    @contextlib.contextmanager
+    def _acting(self, acting: ActiveLoRAs | None) -> Iterator[None]:
+        writes = hasattr(self._model.diffusion_model, "clear_kv_cache")  # HiDream-O1
+        with self._hooks.acting(acting), _WithoutOut() if writes else contextlib.nullcontext():
+            yield
 
 
 def layers_of(network: nn.Module, weights: Weights, split_fused: bool) -> tuple[LayerSpec, ...]:
