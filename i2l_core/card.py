@@ -7,7 +7,7 @@
      "lines": ["..."], "warnings": [{"id": "cfg_1", "text": "..."}]}
 
 `id` stands for the references: the front end remembers thumbnails by it, and keeps them out of workflows.
-`blocks` are shares of the LoRA's energy and add up to 1. The last line of a LoRA is there when it is on a model.
+`blocks` are fractions of the LoRA's energy and add up to 1. The last line of a LoRA is there when it is on a model.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors of one shape and type whose names differ in numbers alone, each shown as *."""
 
     name: str
@@ -41,7 +41,7 @@ class Inspection:
 
     verdict: str
     advice: str
-    groups: tuple[Group, ...] = ()
+    groups: tuple[TensorGroup, ...] = ()
     metadata: Mapping[str, str] | None = None
 
 
@@ -66,7 +66,7 @@ def inspect_path(path: Path) -> Inspection:
     kinds = Counter(
         (_INDEX.sub("*", name), header.shapes[name], header.dtypes[name]) for name in header.shapes
     )
-    groups = tuple(Group(*kind, count) for kind, count in kinds.items())
+    groups = tuple(TensorGroup(*kind, count) for kind, count in kinds.items())
     verdict = next(filter(None, (judge(header) for judge in _JUDGES)), None)
     if verdict is None:
         verdict = _split(describe_tensors(header.shapes, header.metadata))

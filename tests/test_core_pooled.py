@@ -16,7 +16,7 @@ from tiny_encoders import TINY, save_encoder, tiny_tensors
 
 from i2l.i2l_core.encoders import DINOV3, KINDS, SIGLIP2, PooledConfig, load_pooled, peek_pooled, recognise
 from i2l.i2l_core.encoders.casting import FLOAT8, quantise
-from i2l.i2l_core.encoders.v1 import Kind
+from i2l.i2l_core.encoders.v1 import EncoderKind
 from i2l.i2l_core.errors import I2LError
 
 kinds = pytest.mark.parametrize("kind", [SIGLIP2, DINOV3])
@@ -54,7 +54,7 @@ def test_what_is_no_such_encoder_is_not_recognised(kind: str):
     )
 
 
-def _telling(kind: Kind) -> tuple[str, ...]:
+def _telling(kind: EncoderKind) -> tuple[str, ...]:
     return kind.mark, kind.patches, f"{kind.block}0.{kind.mlp}", "embeddings.position_embedding.weight"
 
 

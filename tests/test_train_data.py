@@ -36,7 +36,7 @@ from i2l.i2l_core.train.data.encoded import EncodedData
 from i2l.i2l_core.train.data.folder import Folder, open_folder
 from i2l.i2l_core.train.data.pairing import Pair, TrainTarget, draw
 from i2l.i2l_core.train.data.shards import open_shards
-from i2l.i2l_core.train.demo_base import DemoWorld
+from i2l.i2l_core.train.demo_base import DemoBase
 from i2l.i2l_core.train.demo_data import open_generated
 
 
@@ -271,7 +271,7 @@ def test_a_batch_that_cannot_be_dealt_is_refused():
 
 
 def test_the_noisy_batch_is_the_flow_of_its_pictures(folder, tmp_path):
-    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoBase(write_world(tmp_path), torch.device("cpu"), False)
     encoded = EncodedData(folder, SIDE, SIDE)
     targets = (TrainTarget(1, folder.pictures[1].prompt, 0.25, 11), TrainTarget(2, "", 0.75, 12))
     batch = to_device(read([Pair((0, 3), False, targets)], encoded), world, world, torch.device("cpu"))
@@ -290,7 +290,7 @@ def test_the_noisy_batch_is_the_flow_of_its_pictures(folder, tmp_path):
 def test_the_tiny_encoder_as_one_product_is_the_encoder(tmp_path):
     from i2l.i2l_core.demo import files
 
-    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoBase(write_world(tmp_path), torch.device("cpu"), False)
     encoder, _ = files.load_vae(tmp_path)
     pictures = torch.rand(3, SIDE, SIDE, 3)
     with torch.no_grad():
@@ -299,7 +299,7 @@ def test_the_tiny_encoder_as_one_product_is_the_encoder(tmp_path):
 
 
 def test_words_that_the_tiny_world_does_not_know_are_refused(tmp_path):
-    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoBase(write_world(tmp_path), torch.device("cpu"), False)
     world.check_prompt("two stars on the left, neon", "row 1")
     with pytest.raises(I2LError, match=r"row 2: the demo model does not know cat, stone; use its words"):
         world.check_prompt("one cat on the stone", "row 2")
@@ -308,7 +308,7 @@ def test_words_that_the_tiny_world_does_not_know_are_refused(tmp_path):
 
 
 def test_latents_of_other_sizes_are_refused(folder, tmp_path):
-    world = DemoWorld(write_world(tmp_path), torch.device("cpu"), False)
+    world = DemoBase(write_world(tmp_path), torch.device("cpu"), False)
     pairs = [Pair((0,), False, (TrainTarget(1, "", 0.5, 1), TrainTarget(2, "", 0.5, 2)))]
     raw = read(pairs, EncodedData(folder, SIDE, SIDE))
     changed = type(raw)(raw.pairs, raw.references, [torch.zeros(16, 4, 4), None], raw.targets, raw.texts)

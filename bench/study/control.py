@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
 from i2l_core.demo.files import WEIGHTS, load_backbone
-from i2l_core.train.demo_base import DemoWorld
+from i2l_core.train.demo_base import DemoBase
 from i2l_core.train.demo_stages.backbone import is_hidden_matrix
 from i2l_core.train.demo_stages.data import draw_prompt, token_ids, train_pool
 from i2l_core.train.demo_stages.run import StageRun
@@ -103,7 +103,7 @@ def train(steps: int | None, compiled: bool = True) -> None:
     backbone, text = load_backbone(WEIGHTS)
     for frozen in (backbone, text):
         frozen.requires_grad_(False)
-    codec = DemoWorld(WEIGHTS, torch.device("cpu"))
+    codec = DemoBase(WEIGHTS, torch.device("cpu"))
     pool = train_pool()
     control = Control(backbone.config)
     control.start_from(backbone)

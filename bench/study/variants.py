@@ -24,11 +24,11 @@ from i2l_core.demo.files import PREDICTOR, WEIGHTS
 from i2l_core.demo.text import WIDTH
 from i2l_core.predictors.query.config import QueryConfig
 from i2l_core.predictors.query.file import load_predictor
-from i2l_core.predictors.query.network import Block, QueryNetwork
+from i2l_core.predictors.query.network import QueryNetwork, TransformerBlock
 from i2l_core.train.config import TrainConfig, load_config
 from i2l_core.train.data.batches import BatchSplit, MicroBatches, to_device
 from i2l_core.train.data.data_set import split_styles
-from i2l_core.train.demo_base import DemoBaseLoader, DemoWorld
+from i2l_core.train.demo_base import DemoBase, DemoBaseLoader
 from i2l_core.train.demo_stages.run import StageRun
 from i2l_core.train.encoder import load_encoder
 from i2l_core.train.objective import reference_tokens
@@ -54,7 +54,7 @@ class Adapter(nn.Module):
         self.queries = nn.Parameter(0.1 * torch.randn(_TOKENS, config.hidden))
         self.token_norm = nn.LayerNorm(config.token_dim)
         self.token_in = nn.Linear(config.token_dim, config.hidden)
-        self.blocks = nn.ModuleList(Block(config, nn, {}) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(TransformerBlock(config, nn, {}) for _ in range(config.blocks))
         self.out = nn.Sequential(nn.LayerNorm(config.hidden), nn.Linear(config.hidden, WIDTH))
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -118,7 +118,7 @@ def train_adapter(config: TrainConfig) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = open_data(config.data)
     styles, _, _ = split_styles(data, config.data.unseen, config.data.small_styles)
-    world = DemoWorld(WEIGHTS, device, compiled=config.base.compile)
+    world = DemoBase(WEIGHTS, device, compiled=config.base.compile)
     encoder = load_encoder(config.encoder).to(device)
     adapter = Adapter(_shipped()).to(device)
     run = _run(config, adapter)

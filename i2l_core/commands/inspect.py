@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import I2LError
-from ..inspection import Group, Inspection, inspect_path
+from ..inspection import Inspection, TensorGroup, inspect_path
 
 MOST_GROUPS = 40
 MOST_ENTRIES = 40  # of the metadata
@@ -61,7 +61,7 @@ def _lines(path: Path, found: Inspection) -> Iterator[str]:
         yield from _more(len(found.metadata) - MOST_ENTRIES, "entries")
 
 
-def _row(group: Group) -> tuple[str, str, str, str]:
+def _row(group: TensorGroup) -> tuple[str, str, str, str]:
     shape = "x".join(map(str, group.shape)) or "one value"
     return str(group.count), shape, group.dtype, _plain(group.name)
 

@@ -33,7 +33,7 @@ class PoolConfig:
 @dataclass(frozen=True)
 class Pool:
     """`pictures` (styles, per_style, SIZE, SIZE, 3) uint8 and `masks` (styles, per_style, SIZE / 2, SIZE / 2) uint8,
-    the share of each 2x2 pixels that figures cover, 0..255; both memory-mapped. Contents and styles beside them."""
+    the fraction of each 2x2 pixels that figures cover, 0..255; both memory-mapped. Contents and styles beside them."""
 
     pictures: np.ndarray
     masks: np.ndarray

@@ -37,7 +37,7 @@ DINOV3 = "DINOv3"
 
 
 @dataclass(frozen=True)
-class Kind:
+class EncoderKind:
     """What all sizes of an encoder share."""
 
     file: str  # in the repository MODEL_ID
@@ -53,9 +53,9 @@ class Kind:
     resizes_bytes: bool  # to its own size; else floats 0..1
 
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, EncoderKind] = MappingProxyType(
     {
-        SIGLIP2: Kind(
+        SIGLIP2: EncoderKind(
             file="SigLIP2-G384/model.safetensors",
             width=1536,
             mark="head.probe",
@@ -68,7 +68,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             std=(0.5, 0.5, 0.5),
             resizes_bytes=True,
         ),
-        DINOV3: Kind(
+        DINOV3: EncoderKind(
             file="DINOv3-7B/model.safetensors",
             width=4096,
             mark="embeddings.register_tokens",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-Kind = Literal["down", "up", "alpha"]
+TensorKind = Literal["down", "up", "alpha"]
 KeyFormat = Literal["ComfyUI", "diffusers", "DiffSynth"]
 KEY_FORMATS: tuple[KeyFormat, ...] = ("ComfyUI", "diffusers", "DiffSynth")
 
@@ -26,7 +26,7 @@ _MATRIX = re.compile(
     r"(?P<name>.+?)(?P<before>\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)"
     r"(?P<which>down|up|A|B)(?P<after>(?:\.[^.]+)?\.weight|)"
 )
-_WHICH: dict[str, Kind] = {"down": "down", "A": "down", "up": "up", "B": "up"}
+_WHICH: dict[str, TensorKind] = {"down": "down", "A": "down", "up": "up", "B": "up"}
 
 # What trainers put in front of a layer of the diffusion model; in any order and number, dots or "_" after them.
 _PREFIXES = (
@@ -63,7 +63,7 @@ _OTHER_KINDS = (
 )
 
 
-def split_key(key: object) -> tuple[Kind, str] | None:
+def split_key(key: object) -> tuple[TensorKind, str] | None:
     """(which tensor it is, the layer's name with its prefix), or None for what is no tensor of a plain LoRA."""
     if not isinstance(key, str):
         return None

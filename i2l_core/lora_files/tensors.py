@@ -19,7 +19,7 @@ from ..base_models import Architecture, find_model, other_model
 from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
-from .keys import KeyFormat, Kind, are_pair, host_name, keys_of, not_of_the_model, other_kind, split_key
+from .keys import KeyFormat, TensorKind, are_pair, host_name, keys_of, not_of_the_model, other_kind, split_key
 from .names import (
     architecture_named,
     architecture_of_weights,
@@ -169,7 +169,7 @@ class LoRAKeys:
 
 def check_keys(keys: Sequence[str], source: str) -> LoRAKeys:
     """Sort the keys of a file. Raises I2LError when they are not those of a plain LoRA of a diffusion model."""
-    parts: dict[Kind, dict[str, str]] = {"down": {}, "up": {}, "alpha": {}}
+    parts: dict[TensorKind, dict[str, str]] = {"down": {}, "up": {}, "alpha": {}}
     unknown: list[str] = []
     elsewhere: dict[str, set[str]] = {}
     for key in keys:

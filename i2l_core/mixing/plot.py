@@ -40,7 +40,7 @@ _NARROW = 5.2  # bars that the title of a section takes
 _WIDEST = 1.5  # bar, in a section of few
 _APART = 0.026  # of the axis, between two numbers
 _ROWS = 7  # bars of layers by kind
-_MARKS = (0.9, 0.99)  # shares of the energy whose rank is marked
+_MARKS = (0.9, 0.99)  # fractions of the energy whose rank is marked
 
 Energies = Mapping[LayerPosition, float]
 
@@ -72,7 +72,7 @@ def inner_by_position(a: LoRA, b: LoRA) -> dict[LayerPosition, float]:
 
 
 def kept_by_rank(lora: LoRA) -> Tensor:
-    """The share of the LoRA's energy that is left when every layer keeps 1, 2, ... directions; (rank,), rising to 1.
+    """The fraction of the LoRA's energy that is left when every layer keeps 1, 2, ... directions; (rank,), rising to 1.
 
     What `fuse.svd` reports at these ranks. Ones for a LoRA that is zero.
     """
@@ -105,7 +105,7 @@ def _draw_one(figure: Figure, lora: LoRA) -> None:
         floor = [a + b for a, b in zip(floor, heights, strict=True)]
     _sections(axes, bars, (0, 1.2 * max(floor) or 1))
     _legend(axes)
-    _shares_by_kind(_panel(figure, (0.225, 0.085, 0.235, 0.275), "share of each kind of layer"), energies)
+    _energy_by_kind(_panel(figure, (0.225, 0.085, 0.235, 0.275), "share of each kind of layer"), energies)
     _ranks(_panel(figure, (0.575, 0.085, 0.395, 0.275), "what a lower rank keeps"), {"": lora}, (_ONE,))
 
 
@@ -167,9 +167,9 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _percent(share: float) -> str:
+def _percent(fraction: float) -> str:
     """Never 100 % for less than all."""
-    return f"{math.floor(1000 * share + 1e-9) / 10:g} %"
+    return f"{math.floor(1000 * fraction + 1e-9) / 10:g} %"
 
 
 def _cosine(product: float, energy_a: float, energy_b: float) -> float:
@@ -254,14 +254,14 @@ def _by_kind(values: Energies) -> dict[str, frozenset[LayerPosition]]:
     return {name: frozenset(places) for name, places in groups.items()}
 
 
-def _shares_by_kind(axes: Axes, energies: Energies) -> None:
+def _energy_by_kind(axes: Axes, energies: Energies) -> None:
     whole = sum(energies.values())
-    shares = {
+    fractions = {
         name: _share(sum(energies[p] for p in group), whole) for name, group in _by_kind(energies).items()
     }
-    rows = sorted(shares.items(), key=lambda row: -row[1])[:_ROWS]
-    _rows(axes, [(name, share, f"{100 * share:.0f} %", _colour_of(name)) for name, share in rows])
-    axes.set_xlim(0, 1.32 * max(share for _, share in rows) or 1)
+    rows = sorted(fractions.items(), key=lambda row: -row[1])[:_ROWS]
+    _rows(axes, [(name, fraction, f"{100 * fraction:.0f} %", _colour_of(name)) for name, fraction in rows])
+    axes.set_xlim(0, 1.32 * max(fraction for _, fraction in rows) or 1)
 
 
 def _cosines_by_kind(axes: Axes, products: Energies, first: Energies, second: Energies) -> None:
@@ -299,21 +299,27 @@ def _colour_of(name: str) -> str:
 
 
 def _ranks(axes: Axes, loras: Mapping[str, LoRA], colours: Sequence[str]) -> None:
-    """The share of the energy that every rank keeps, and the rank at which 90 and 99 % are reached."""
+    """The fraction of the energy that every rank keeps, and the rank at which 90 and 99 % are reached."""
     longest = max(lora.rank for lora in loras.values())
     for (name, lora), colour in zip(loras.items(), colours, strict=True):
         kept = kept_by_rank(lora)
-        ranks, shares = [0, *range(1, len(kept) + 1)], [0.0, *kept.tolist()]
-        axes.plot(ranks, shares, color=colour, linewidth=3, zorder=3, label=name or None)
+        ranks, fractions = [0, *range(1, len(kept) + 1)], [0.0, *kept.tolist()]
+        axes.plot(ranks, fractions, color=colour, linewidth=3, zorder=3, label=name or None)
         if len(loras) == 1:
-            axes.fill_between(ranks, shares, color=colour, alpha=0.16, linewidth=0, zorder=2)
+            axes.fill_between(ranks, fractions, color=colour, alpha=0.16, linewidth=0, zorder=2)
         marks = sorted({1 + int((kept < mark).sum()) for mark in _MARKS})
         marks = [rank for rank in marks if rank < len(kept)]
         axes.plot(
-            marks, [shares[r] for r in marks], "o", color=colour, markersize=9, markeredgecolor=_INK, zorder=5
+            marks,
+            [fractions[r] for r in marks],
+            "o",
+            color=colour,
+            markersize=9,
+            markeredgecolor=_INK,
+            zorder=5,
         )
         if len(loras) == 1:
-            lines = "\n".join(f"rank {rank} keeps {_percent(shares[rank])}" for rank in marks)
+            lines = "\n".join(f"rank {rank} keeps {_percent(fractions[rank])}" for rank in marks)
             axes.text(0.96, 0.1, lines, transform=axes.transAxes, color=_INK, fontsize=14, ha="right",
                       linespacing=1.5, zorder=6)  # fmt: skip
     axes.set_xlim(0, longest * 1.03)

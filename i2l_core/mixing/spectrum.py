@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
 
-RESOLUTION = 1e-7  # singular values below this share of the largest are rounding, and taken for zero
+RESOLUTION = 1e-7  # singular values below this fraction of the largest are rounding errors, and count as zero
 
 
 def energy(change: LowRank | LoRA) -> Tensor:

@@ -60,9 +60,9 @@ class Reference:
         """
         if self.mask is None:
             return self
-        share = self.mask[..., None]
-        mean = (self.pixels * share).sum(dim=(0, 1)) / share.sum()
-        return Reference(self.pixels * share + mean * (1 - share), self.weight)
+        visible = self.mask[..., None]
+        mean = (self.pixels * visible).sum(dim=(0, 1)) / visible.sum()
+        return Reference(self.pixels * visible + mean * (1 - visible), self.weight)
 
 
 def with_positive_weight(references: Sequence[Reference]) -> list[Reference]:

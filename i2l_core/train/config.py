@@ -32,15 +32,13 @@ class BaseTable:
     model: str = ""  # HOST: file of the diffusion model
     vae: str = ""  # HOST: file, or PIXEL_SPACE; may be left out where the data has latents
     text_encoders: tuple[str, ...] = ()  # HOST: files; may be left out where the data has text embeddings
-    text_type: str = (
-        ""  # HOST: what ComfyUI's Load CLIP node calls the kind: "lumina2", "flux2", "hidream_o1", ...
-    )
+    # HOST: what ComfyUI's Load CLIP node calls the kind: "lumina2", "flux2", "hidream_o1", ...
+    text_type: str = ""
     dtype: str = "stored"  # HOST: of the frozen weights
     id: str = ""  # of a model that the pack does not know, as predictor files name it
     checkpointing: bool = True  # compute activations of a block again in the backward pass, to save memory
-    compile: bool = (
-        False  # TINY_WORLD: with torch.compile, half again as fast once compiled; not with checkpointing
-    )
+    # TINY_WORLD: with torch.compile, half again as fast once compiled; not with checkpointing
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, (TINY_WORLD, HOST))
@@ -57,9 +55,8 @@ class BaseTable:
 class EncoderTable:
     """[encoder]: the frozen vision encoder that the predictor looks through."""
 
-    source: (
-        str  # a predictor file, whose encoder is taken, or a folder with config.json and model.safetensors
-    )
+    # a predictor file, whose encoder is taken, or a folder with config.json and model.safetensors
+    source: str
     max_patches: int = 0  # NaFlex encoders: most patches of a picture; 0: as its config says
     batch: int = 8  # pictures encoded at once
 
@@ -91,12 +88,12 @@ class DataTable:
     """[data]: pictures, their style and their prompts."""
 
     kind: str  # GENERATOR: the pool of the demo world; FOLDER: .jsonl and pictures; SHARDS: .tar in WebDataset's form
-    path: str = (
-        ""  # FOLDER: the .jsonl file; SHARDS: the folder of the .tar files; GENERATOR: where the pool is kept
-    )
+    # FOLDER: the .jsonl file; SHARDS: the folder of the .tar files; GENERATOR: where the pool is kept
+    path: str = ""
     height: int = 128  # of targets, in pixels; other pictures are scaled to cover and cropped
     width: int = 128
-    unseen: float = 0.02  # share of the styles that training never sees, for measurements and sample sheets
+    # fraction of the styles that training never sees, for measurements and sample sheets
+    unseen: float = 0.02
     small_styles: str = "refuse"  # a style of less than two contents: "refuse", or "drop" it and say how many
     cache: str = ""  # folder for latents and text embeddings; empty: beside the run
     workers: int = 0  # processes that decode pictures
@@ -123,12 +120,13 @@ class PairingTable:
 
     targets: int = 1  # noisy targets of each predicted LoRA
     most_references: int = 4
-    single: float = 0.25  # share of predictions from one reference; the others draw 1..most_references evenly
-    gray: float = 0.04  # share of predictions from gray pictures only, with targets of any style
-    same_content: float = 0.0  # share of predictions whose targets show what a reference shows: for ablations
-    empty_prompts: float = (
-        0.1  # share of targets without a prompt, so that both sides of guidance know the LoRA
-    )
+    # fraction of predictions from one reference; the others draw 1..most_references evenly
+    single: float = 0.25
+    gray: float = 0.04  # fraction of predictions from gray pictures only, with targets of any style
+    # fraction of predictions whose targets show what a reference shows: for ablations
+    same_content: float = 0.0
+    # fraction of targets without a prompt, so that both sides of guidance know the LoRA
+    empty_prompts: float = 0.1
 
     def __post_init__(self) -> None:
         if self.targets < 1 or self.most_references < 1:

@@ -24,7 +24,7 @@ from .checkpointing import checkpoint_blocks
 from .config import BaseTable
 
 
-class DemoWorld:
+class DemoBase:
     """The demo world's backbone and text encoder: a Base and a LatentCodec, without ComfyUI."""
 
     id = "i2l-tiny"
@@ -115,14 +115,14 @@ class DemoBaseLoader:
     """The demo world loads without ComfyUI, and is its own codec."""
 
     def __init__(self) -> None:
-        self._made: DemoWorld | None = None
+        self._made: DemoBase | None = None
 
-    def codec(self, table: BaseTable, device: torch.device) -> DemoWorld:
+    def codec(self, table: BaseTable, device: torch.device) -> DemoBase:
         if self._made is None:
             folder = Path(table.weights) if table.weights else WEIGHTS
-            self._made = DemoWorld(folder, device, table.checkpointing, table.compile)
+            self._made = DemoBase(folder, device, table.checkpointing, table.compile)
         return self._made
 
     @contextlib.contextmanager
-    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[DemoWorld]:
+    def base(self, table: BaseTable, device: torch.device, split_fused: bool) -> Iterator[DemoBase]:
         yield self.codec(table, device)

@@ -14,7 +14,7 @@ class Plan:
     lr: float
     seed: int
     warmup: int = 100  # steps of linear rise
-    decay: float = 0.35  # last share of the steps, linear fall to zero
+    decay: float = 0.35  # fraction of the steps, the last ones, in which the rate falls linearly to zero
     weight_decay: float = 0.01
     average: float = 0.998  # of the exponential moving average of the weights that is kept
     save_every: int = 200

@@ -71,8 +71,8 @@ def train(
     encoded = open_encoded(config, data)
     if encoded.cache is not None:
         used = [i for side in (styles, unseen) if side for found in side.members for i in found]
-        shares = accelerator.process_index, accelerator.num_processes
-        encoded.prepare(codec, used, shares, _needs_empty(config), _progress if main else _silent)
+        process = accelerator.process_index, accelerator.num_processes
+        encoded.prepare(codec, used, process, _needs_empty(config), _progress if main else _silent)
         codec.release()
         accelerator.wait_for_everyone()
     if only_prepare:

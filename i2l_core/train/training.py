@@ -55,7 +55,7 @@ class Training:
     ) -> None:
         self._config, self._accelerator, self._base, self._coder = config, accelerator, base, codec
         self._styles, self._unseen, self._material = styles, unseen, encoded
-        self._deal = BatchSplit(
+        self._split = BatchSplit(
             config.plan.batch, config.run.micro_batch, accelerator.process_index, accelerator.num_processes
         )
         encoder.to(accelerator.device)
@@ -85,7 +85,7 @@ class Training:
             return
         log = TrainingLog(config.folder, self.step, steps, config.run.tensorboard) if main else None
         feed = MicroBatches(
-            self._styles, self._material, config.pairing, self._deal, config.plan.seed
+            self._styles, self._material, config.pairing, self._split, config.plan.seed
         ).from_step(self.step, steps, config.data.workers)
         with contextlib.closing(log) if log else contextlib.nullcontext():
             while self.step < steps:
@@ -107,7 +107,7 @@ class Training:
 
     def _update(self, feed: Iterator[Raw]) -> tuple[float, dict[str, float]]:
         """One step: its loss over all devices; the learning rate, and the gradient's norm before it was clipped."""
-        rounds, tried, own = self._deal.rounds, [], torch.zeros((), device=self._accelerator.device)
+        rounds, tried, own = self._split.rounds, [], torch.zeros((), device=self._accelerator.device)
         for turn in range(rounds):
             raw = next(feed)
             batch = to_device(raw, self._base, self._coder, self._accelerator.device)
@@ -184,18 +184,18 @@ class Training:
 
     @torch.no_grad()
     def _measure(self, unseen: Styles) -> dict[str, float]:
-        """The loss on styles that training never sees, and its share of the loss without a LoRA."""
+        """The loss on styles that training never sees, and its ratio to the loss without a LoRA."""
         with_lora, without = (torch.zeros((), device=self._accelerator.device) for _ in range(2))
         table = replace(self._config.pairing, gray=0.0, empty_prompts=0.0)
         with self._averaged():
             for number in range(_MEASURED):
-                pairs = draw(unseen, table, self._deal.count, _UNSEEN_SEED, number)
-                for turn in range(self._deal.rounds):
-                    batch = self._batch(pairs[self._deal.share(turn)])
+                pairs = draw(unseen, table, self._split.count, _UNSEEN_SEED, number)
+                for turn in range(self._split.rounds):
+                    batch = self._batch(pairs[self._split.part(turn)])
                     with_lora += self._loss(batch)
                     without += self._loss(batch, bare=True)
         with_lora, without = (float(self._accelerator.reduce(x, "mean")) for x in (with_lora, without))
-        count = _MEASURED * self._deal.rounds
+        count = _MEASURED * self._split.rounds
         return {"unseen_loss": round(with_lora / count, 5), "unseen_ratio": round(with_lora / without, 4)}
 
     def _batch(self, pairs: Sequence[Pair]) -> Batch:

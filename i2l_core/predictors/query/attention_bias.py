@@ -21,12 +21,12 @@ def attention_bias(references: Sequence[Reference], grids: Sequence[tuple[int, i
     `grids`: (rows, columns) of each reference's patch tokens. A token counts as the picture's weight times the
     mean of the mask over its patch.
     """
-    shares = [_shares(reference, grid) for reference, grid in zip(references, grids, strict=True)]
-    count = torch.cat(shares)
+    weights = [_token_weights(reference, grid) for reference, grid in zip(references, grids, strict=True)]
+    count = torch.cat(weights)
     return None if bool((count == 1).all()) else count.log()[None]
 
 
-def _shares(reference: Reference, grid: tuple[int, int]) -> Tensor:
+def _token_weights(reference: Reference, grid: tuple[int, int]) -> Tensor:
     if reference.mask is None:
         return torch.full((grid[0] * grid[1],), float(reference.weight))
     return F.adaptive_avg_pool2d(reference.mask[None], grid).flatten() * reference.weight

@@ -36,7 +36,7 @@ class BatchedLoRAs:
     """
 
     config: QueryConfig
-    groups: tuple[Group, ...]
+    groups: tuple[HeadGroup, ...]
     rows: tuple[Tensor, ...]
 
     @property
@@ -91,7 +91,9 @@ class QueryNetwork(nn.Module):
         self.token_norm = operations.LayerNorm(config.token_dim, **factory)
         # the bias is the type embedding that tells image tokens from queries
         self.token_in = operations.Linear(config.token_dim, config.hidden, **factory)
-        self.blocks = nn.ModuleList(Block(config, operations, factory) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config, operations, factory) for _ in range(config.blocks)
+        )
         self.out_norm = operations.LayerNorm(config.hidden, **factory)
         self.groups = _groups(config)
         self.heads = nn.ModuleDict({g.name: Head(g, config, factory) for g in self.groups})
@@ -132,7 +134,7 @@ class QueryNetwork(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for block in self.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, TransformerBlock)
             for linear in (block.attention_out, block.mlp_out):  # the residual stream keeps its size
                 linear.weight.mul_((2 * self.config.blocks) ** -0.5)
         for group in self.groups:
@@ -144,7 +146,7 @@ class QueryNetwork(nn.Module):
                 nn.init.constant_(head.alpha, self.config.alpha)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A single-stream pre-norm transformer block: queries and image tokens share every weight."""
 
     def __init__(self, config: QueryConfig, operations: ModuleType | Any, factory: dict[str, Any]) -> None:
@@ -182,7 +184,7 @@ class Head(nn.Module):
     A is predicted at unit scale and brought to rows of about unit length; B is scaled by a learned alpha.
     """
 
-    def __init__(self, group: Group, config: QueryConfig, factory: dict[str, Any]) -> None:
+    def __init__(self, group: HeadGroup, config: QueryConfig, factory: dict[str, Any]) -> None:
         super().__init__()
         size = len(group.members)
         # C, transposed
@@ -202,7 +204,7 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class Group:
+class HeadGroup:
     """The heads that run as one batched product: `members` are indices into the configuration's layers."""
 
     kind: Literal["A", "B"]
@@ -214,12 +216,12 @@ class Group:
         return f"{self.kind}_{self.width}"
 
 
-def _groups(config: QueryConfig) -> tuple[Group, ...]:
+def _groups(config: QueryConfig) -> tuple[HeadGroup, ...]:
     members: dict[tuple[Literal["A", "B"], int], list[int]] = {}
     for i, layer in enumerate(config.layers):
         members.setdefault(("A", layer.d_in), []).append(i)
         members.setdefault(("B", layer.d_out), []).append(i)
-    return tuple(Group(kind, width, tuple(found)) for (kind, width), found in sorted(members.items()))
+    return tuple(HeadGroup(kind, width, tuple(found)) for (kind, width), found in sorted(members.items()))
 
 
 def _cast(parameter: Tensor, like: Tensor) -> Tensor:

@@ -92,14 +92,14 @@ class V1Network(nn.Module):
         if (residuals is None) != (config.residual is None):
             reads, got = ("reads", "none") if residuals is None else ("reads no", "some")
             raise I2LError(f"{config.title} {reads} hidden states besides the embeddings, got {got}")
-        used, shares = _shares(weights, len(embeddings))
+        used, normalised = _normalised(weights, len(embeddings))
         count = len(used)
         x = embeddings[used].expand(len(config.heads), -1, -1)
         codes = torch.cat(list(_products(x, self.compress)))  # (H, N, c)
         if residuals is not None:
             codes += self._residual_codes(residuals[used])[[head.block for head in config.heads]]
         in_a = [head.matrix == "A" for head in config.heads]
-        codes[in_a] *= codes.new_tensor(shares)[:, None]
+        codes[in_a] *= codes.new_tensor(normalised)[:, None]
 
         stacks = list(self.expand)
         parts = codes.split([len(stack) for stack in stacks])
@@ -178,8 +178,8 @@ def _header(file: Any) -> tuple[V1Config, torch.dtype]:
     return recognise(shapes), check_dtypes(dtypes.values(), "its tensors")
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> tuple[list[int], list[float]]:
-    """Which pictures count, and their shares of the whole."""
+def _normalised(weights: Sequence[float] | None, count: int) -> tuple[list[int], list[float]]:
+    """The pictures whose weight is not 0, and their weights, which add up to 1."""
     if weights is None:
         weights = [1.0] * count
     if len(weights) != count or not all(0 <= weight < math.inf for weight in weights):

@@ -1,6 +1,6 @@
 """The batches of a run: pictures decoded in worker processes, everything else on the device.
 
-A micro-batch is a number: the n-th of a step on one of so many devices. It holds its share of the step's pairs, so a
+A micro-batch is a number: the n-th of a step on one of so many devices. It holds a part of the step's pairs, so a
 run that is resumed, or split over other devices, sees the same pictures in the same order.
 """
 
@@ -69,7 +69,8 @@ class BatchSplit:
         """Micro-batches a step on each device."""
         return self.count // (self.micro * self.devices)
 
-    def share(self, turn: int) -> slice:
+    def part(self, turn: int) -> slice:
+        """The pairs of this device's micro-batch `turn`, among all pairs of the step."""
         start = (self.device * self.rounds + turn) * self.micro
         return slice(start, start + self.micro)
 
@@ -78,14 +79,14 @@ class MicroBatches(Dataset):
     """Number -> Raw, or the I2LError that it raised: an exception would lose its message between processes."""
 
     def __init__(
-        self, styles: Styles, encoded: EncodedData, pairing: PairingTable, deal: BatchSplit, seed: int
+        self, styles: Styles, encoded: EncodedData, pairing: PairingTable, split: BatchSplit, seed: int
     ) -> None:
         self._styles, self._material, self._pairing = styles, encoded, pairing
-        self._deal, self._seed = deal, seed
+        self._split, self._seed = split, seed
 
     def __getitem__(self, number: int) -> Raw | I2LError:
-        step, turn = divmod(number, self._deal.rounds)
-        pairs = draw(self._styles, self._pairing, self._deal.count, self._seed, step)[self._deal.share(turn)]
+        step, turn = divmod(number, self._split.rounds)
+        pairs = draw(self._styles, self._pairing, self._split.count, self._seed, step)[self._split.part(turn)]
         try:
             return read(pairs, self._material)
         except I2LError as error:
@@ -93,7 +94,7 @@ class MicroBatches(Dataset):
 
     def from_step(self, step: int, steps: int, workers: int) -> Iterator[Raw]:
         """Every micro-batch of this device from `step` on, in order. Raises I2LError."""
-        numbers = range(step * self._deal.rounds, steps * self._deal.rounds)
+        numbers = range(step * self._split.rounds, steps * self._split.rounds)
         loader: Iterable[Raw | I2LError] = DataLoader(
             self, batch_size=None, sampler=numbers, num_workers=workers
         )

@@ -66,7 +66,7 @@ class Styles:
 def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Styles, Styles | None, int]:
     """(styles for training, styles for measuring or None, how many were dropped for having too few contents).
 
-    The share `unseen` is chosen by a hash of the name, so it stays when the data set grows. Raises I2LError
+    The fraction `unseen` is chosen by a hash of the name, so it stays when the data set grows. Raises I2LError
     naming styles of less than two contents, unless `small_styles` is "drop".
     """
     members: dict[str, list[int]] = {}
