@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files.atomic import safe_join
-from i2l.i2l_core.files.whole_file import replacing
+from i2l.i2l_core.files.atomic import replacing
 from i2l.i2l_core.train.checkpoints import PARTS as OF_A_CHECKPOINT
 from i2l.i2l_core.train.checkpoints import Checkpoints
 

@@ -259,7 +259,7 @@ def test_a_batch_is_dealt_once_whatever_the_devices(micro, devices, rounds):
         i
         for device in range(devices)
         for turn in range(BatchSplit(count, micro, device, devices).rounds)
-        for i in range(count)[BatchSplit(count, micro, device, devices).share(turn)]
+        for i in range(count)[BatchSplit(count, micro, device, devices).part(turn)]
     ]
     assert sorted(dealt) == list(range(count))
 
