@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.files.atomic import safe_join
-from i2l.i2l_core.files.atomic import replacing
+from i2l.i2l_core.files.atomic import replacing, safe_join
 from i2l.i2l_core.train.checkpoints import PARTS as OF_A_CHECKPOINT
 from i2l.i2l_core.train.checkpoints import Checkpoints
 
