@@ -1,1 +1,1 @@
-"""The core of ComfyUI-i2L: reference pictures in, a LoRA out. Plain PyTorch; only `host/` imports ComfyUI."""
+"""The core of ComfyUI-i2L: predict a LoRA from reference pictures. Plain PyTorch; only `host/` imports ComfyUI."""

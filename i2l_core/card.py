@@ -1,4 +1,4 @@
-"""What a node tells the front end about itself, as plain JSON: `web/card.js` draws it on the node.
+"""The card of a node as plain JSON. `web/card.js` draws it on the node.
 
     {"references": 4, "id": "93c1...", "thumbnails": ["data:image/jpeg;base64,..."],      Images to LoRA
      "loras": [{"role": "style" | "neutral", "rank": 4, "layers": 34,
@@ -28,7 +28,7 @@ Card = dict[str, Any]
 
 
 def prediction_card(references: Sequence[Reference], lora: LoRA, note: str = "") -> Card:
-    """The card of a prediction, with thumbnails of the first references. `note`: what the artist should know."""
+    """The card of a prediction, with thumbnails of the first references. `note`: a warning for the artist."""
     return {
         "references": len(references),
         "id": hashlib.sha256("".join(each.hash for each in references).encode()).hexdigest()[:16],
@@ -39,12 +39,12 @@ def prediction_card(references: Sequence[Reference], lora: LoRA, note: str = "")
 
 
 def text_card(text: str) -> Card:
-    """The card of a node that has nothing to draw: what it says, line by line."""
+    """The card of a node that reports only text: one entry per line."""
     return {"lines": text.splitlines()}
 
 
 def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
-    """One LoRA of a card; `applied`: the entries of one that is on a model."""
+    """The entry of one LoRA. `applied`: more fields, for a LoRA that is applied to a model."""
     # by block, in the order in which a picture passes through them
     energies: dict[tuple[str, int], float] = {}
     for place, energy in sorted(inner_by_position(lora, lora).items(), key=lambda item: item[0].order):
@@ -56,5 +56,5 @@ def lora_entry(lora: LoRA, role: str = "style", **applied: Any) -> Card:
 
 
 def warning(id: str, text: str, **values: Any) -> Card:
-    """Something that the artist should know. The front end translates by `id` and `values`; `text` is the English."""
+    """A warning. The front end translates it by `id` and `values`; `text` is the English version."""
     return {"id": id, "text": text, **values}

@@ -1,4 +1,4 @@
-"""Checks of values that come out of a file: each raises I2LError with what was expected and what came."""
+"""Checks of values read from a file. Each raises I2LError saying what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .errors import I2LError
 
 
 def check_int(name: str, value: Any, largest: int) -> None:
-    """A whole number from 1 to `largest`; True is not one."""
+    """Raise I2LError unless `value` is an int from 1 to `largest`. bool is refused."""
     if type(value) is not int or not 1 <= value <= largest:
         raise I2LError(f"{name} must be a whole number from 1 to {largest}, got {shown(value)}")
 
 
 def check_number(name: str, value: Any, above: float, largest: float) -> None:
-    """A finite number above `above` and up to `largest`."""
+    """Raise I2LError unless `value` is a finite number, `above` < value <= `largest`."""
     if type(value) not in (int, float) or not above < value <= largest:  # NaN compares false
         raise I2LError(f"{name} must be a number above {above} and up to {largest}, got {shown(value)}")
 
@@ -30,7 +30,7 @@ def check_strength(value: float) -> None:
 def check_entries(
     name: str, value: Any, required: Iterable[str], optional: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """A JSON object with all required entries and none that is unknown, as a new dict."""
+    """A copy of a JSON object. Raises I2LError if a required entry is missing or an entry is unknown."""
     if not isinstance(value, Mapping):
         raise I2LError(f"{name} must be a JSON object, got {type(value).__name__}")
     required = set(required)
@@ -49,7 +49,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
 
 
 def shown(value: Any) -> str:
-    """A short form of anything a file may hold, however long."""
+    """A short text for any value that a file may hold, for messages."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
         return "a number of more than 64 bits"  # printing it may be refused
     text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else type(value).__name__

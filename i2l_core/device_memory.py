@@ -1,4 +1,4 @@
-"""Where networks are kept and where they compute: what encoders and predictors ask of ComfyUI, or of a plain device."""
+"""The interface through which encoders and predictors use the memory of a device, with or without ComfyUI."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class DeviceMemory(Protocol):
         ...
 
     def dtype(self, stored: torch.dtype) -> torch.dtype:
-        """What to compute in, for weights that a file stores as `stored`."""
+        """The dtype to compute in, for weights that a file stores as `stored`."""
         ...
 
     def hold(self, network: nn.Module, whole: bool = False) -> Any:
-        """A handle on a network; `whole`: it is moved by its own `to`, all of it at once."""
+        """A handle on a network. `whole`: the network is moved at once, by its own `to`."""
         ...
 
     def load(self, held: Any, needed: int, whole: bool = False) -> None:
-        """Bring a network to `device`, with `needed` bytes free beside it; `whole`: with all of its weights."""
+        """Load a network to `device` and keep `needed` bytes free besides. `whole`: load all of its weights."""
         ...
 
     def put_away(self, held: Any) -> bool:
-        """Take a network off the device; False when it was dropped from memory altogether."""
+        """Unload a network from the device. False if it was dropped from memory entirely."""
         ...
 
     def free(self, needed: int) -> None:
@@ -48,9 +48,9 @@ class DeviceMemory(Protocol):
         ...
 
     def total_memory(self) -> int:
-        """Bytes of the device, used or not."""
+        """Total bytes of the device, used or not."""
         ...
 
     def check_cancelled(self) -> None:
-        """Raise when the user has cancelled."""
+        """Raise the exception of the host if the user has cancelled."""
         ...

@@ -2,8 +2,8 @@
 
     y[g] += (x[g] @ A[g]^T * gate[g]) @ B[g]^T          g = group of consecutive rows
 
-Two products per Linear, however many groups and LoRAs there are: LoRAs that act on the same rows are
-concatenated along their rank, with their strengths in B; groups of lower rank are filled up with zeros.
+Each Linear needs two batched products, whatever the number of groups and LoRAs. LoRAs that act on the same rows are
+concatenated along the rank, with their strengths folded into B; groups of lower rank are zero-padded.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .lora import LowRank, Target
 class GroupedLoRA:
     """What one Linear adds, for G equal groups of consecutive batch rows.
 
-    Both tensors are ready for a batched product. `lora_index` tells, per column of the rank, which of the LoRAs of
-    its group it belongs to (by the number that `stack` was given; -1 for filling), for gates.
+    Both tensors are ready for a batched product. `lora_index` gives, for each column of the rank, the number of
+    its LoRA as passed to `stack` (-1 for padding). Gates are looked up by it.
     """
 
     down: Tensor  # (G, d_in, K)
@@ -68,7 +68,7 @@ def stack(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> GroupedLoRA | None:
-    """Per group the LoRA layers of one Linear that act on it, as (number, layer, strength).
+    """Stack the LoRA layers of one Linear. `groups`: per group its layers as (number, layer, strength).
 
     None when no group has any. Layers must agree on d_in and d_out; strengths are folded in in the layer's own
     dtype, before the cast.
@@ -98,7 +98,7 @@ def stack(
 def from_batched(
     layers: Mapping[Target, tuple[Tensor, Tensor]], widths: Mapping[str, int]
 ) -> dict[str, GroupedLoRA]:
-    """LoRAs of G groups, batched as a predictor gives them, by weight; differentiable.
+    """Weight -> GroupedLoRA, from the batched LoRAs of G groups that a predictor outputs. Differentiable.
 
     `layers`: target -> (down (G, k, d_in), up (G, d_out, k)). Layers on rows of one weight become one product, with
     zeros in B beside their rows, as `lora.to_whole_weights` does. `widths`: weight -> d_out of the whole weight.

@@ -1,4 +1,4 @@
-"""What a file or folder is and what to do with it, from its header alone: no value is read, nothing is run."""
+"""Say what a file or folder is and where it belongs. Reads only headers: no tensor is loaded, no code is run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODEL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """Tensors of one shape and type whose names differ in numbers alone, each shown as *."""
+    """Tensors of equal shape and dtype whose names differ only in numbers; each number is shown as *."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,7 +37,10 @@ class TensorGroup:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`verdict`: what it is; `advice`: what to do with it; both one line. The rest is empty for no safetensors."""
+    """`verdict`: what the file is; `advice`: what to do with it; one line each.
+
+    `groups` and `metadata` are empty unless it is a safetensors file.
+    """
 
     verdict: str
     advice: str
@@ -49,7 +52,7 @@ Found = tuple[str, str]  # verdict, advice
 
 
 def inspect_path(path: Path) -> Inspection:
-    """Raises I2LError when there is nothing, or nothing that can be read. Anything else gets a verdict."""
+    """The inspection of any file or folder. Raises I2LError only if it does not exist or cannot be read."""
     if path.is_dir():
         source = Source(path, None)
         family = family_of(source)

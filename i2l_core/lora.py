@@ -1,9 +1,9 @@
-"""LoRA as values: what a prediction is, and the exact algebra on it.
+"""LoRAs as immutable values, and their exact algebra.
 
     W' = W + s * B A        A = down (k, d_in), B = up (d_out, k), k = rank, s = strength
 
-arXiv 2606.13809, eq. 2. There is no alpha here: readers fold it into `up` before they build a value.
-Everything is immutable and differentiable: the algebra returns new values and never writes into a tensor.
+arXiv 2606.13809, eq. 2. There is no alpha: readers of files fold it into `up`.
+All operations are differentiable and return new values; no tensor is changed in place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .errors import I2LError
 class LowRank:
     """One low-rank weight change, `delta = up @ down`, shape (d_out, d_in).
 
-    Both tensors are floating point and of one dtype and device. Raises I2LError when they do not fit.
+    Both tensors have the same floating point dtype and device. Raises I2LError otherwise, or if
+    their shapes do not match.
     """
 
     down: Tensor  # (k, d_in)
@@ -71,11 +72,11 @@ class LowRank:
         return LowRank(self.down, self.up * strength)
 
     def halves_swapped(self) -> LowRank:
-        """The two halves of d_out the other way round: its own inverse."""
+        """The same change with the two halves of d_out swapped. Applying it twice gives the original."""
         return LowRank(self.down, torch.cat(self.up.chunk(2)[::-1]))
 
     def trimmed(self) -> LowRank:
-        """The same delta without the ranks whose column of `up` is zero; one stays when all of them are."""
+        """The same delta without the ranks whose column of `up` is zero. At least rank 1 remains."""
         used = self.up.ne(0).any(dim=0)
         if bool(used.all()):
             return self
@@ -95,9 +96,9 @@ class LowRank:
 @functools.total_ordering
 @dataclass(frozen=True)
 class Target:
-    """Where a layer lands: a weight of the diffusion model, or a run of rows of a fused one.
+    """The weight that a LoRA layer changes: a whole weight of the diffusion model, or rows of a fused one.
 
-    `weight` is the host's parameter path without "diffusion_model." in front and ".weight" at the end,
+    `weight` is ComfyUI's parameter name without the prefix "diffusion_model." and the suffix ".weight",
     for example "layers.0.attention.qkv". `rows` is (start, length) along d_out, or None for all rows.
     """
 
@@ -122,12 +123,12 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """Low-rank changes by target, and what they are for.
+    """LoRA layers by target, with the metadata of the LoRA.
 
-    `base_model` is the id of a base model (see `layouts`), empty when unknown, `predictor` what made it,
-    `references` are the hashes of the pictures it was made from. Targets that overlap add up.
-    `left_out`: what its file has beside these layers and no diffusion model has: what -> how many.
-    Raises I2LError when there is no layer, or when a layer is not as long as the rows of its target.
+    `base_model`: id of a base model (see `base_models`), empty if unknown. `predictor`: name of the predictor that made
+    it. `references`: hashes of its reference pictures. Layers with overlapping targets add up.
+    `left_out`: layers of its file that do not belong to a diffusion model, such as text encoders: kind -> count.
+    Raises I2LError if there is no layer, or if d_out of a layer differs from the rows of its target.
     """
 
     layers: Mapping[Target, LowRank]
@@ -165,7 +166,7 @@ class LoRA:
         return self._with({target: layer.to(device, dtype) for target, layer in self.layers.items()})
 
     def only(self, targets: Iterable[Target]) -> LoRA:
-        """The layers of these targets."""
+        """The LoRA with only these targets."""
         return self._with({target: self.layers[target] for target in targets})
 
     def check_finite(self) -> None:
@@ -183,12 +184,11 @@ class LoRA:
 def to_whole_weights(lora: LoRA, widths: Mapping[str, int]) -> LoRA:
     """The same LoRA with one whole-weight target per weight, exact.
 
-    Layers that share a weight become one: A stacked, B block-placed on its rows with zeros elsewhere.
-    Ranks add up.
-    A layer that already covers its whole weight, alone, is passed on as it is.
+    Layers that share a weight become one: A is stacked, B is placed block-wise on its rows, with zeros elsewhere, and
+    the ranks add up. A single layer that covers its whole weight is returned unchanged.
 
     `widths`: weight -> d_out of the whole weight; read only for weights with rows or several layers.
-    Raises I2LError when a width is missing, when rows leave the weight, or when the layers' d_in differ.
+    Raises I2LError if a width is missing, if rows exceed the weight, or if the d_in of the layers differ.
     """
     by_weight: dict[str, list[tuple[Target, LowRank]]] = {}
     for target, layer in lora.layers.items():

@@ -1,4 +1,4 @@
-"""When a LoRA acts during the sampling, and strengths that change along the sampling or the depth of a network.
+"""Curves, and the schedule of a LoRA: start, end and strength over the sampling.
 
 A curve is text:
 "0: 1, 0.5: 0.2, 1: 0"       keyframes position: strength, linear in between, constant outside of them
@@ -33,9 +33,10 @@ _POINT = re.compile(rf"\s*({_NUMBER})\s*:\s*({_NUMBER})\s*")
 
 @dataclass(frozen=True)
 class Curve:
-    """Straight lines between `points` (place 0..1, strength), places rising. Two points at one place: a jump.
+    """A piecewise linear curve through keyframes `points`: (position 0..1, strength), sorted by position.
 
-    Raises I2LError for no point, a place out of range or order, and a strength beyond -10..10.
+    Two keyframes at one position make a jump. Raises I2LError if there is no keyframe, if positions are out of range or
+    unsorted, or if a strength is outside of -10..10.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -53,7 +54,7 @@ class Curve:
 
     @classmethod
     def parse(cls, text: str) -> Curve | None:
-        """The curve that `text` describes; None for text that is empty. Raises I2LError saying how to write one."""
+        """Parse a curve; None for empty text. Raises I2LError that shows the right format."""
         text = text.strip().lower()
         if not text:
             return None
@@ -68,7 +69,7 @@ class Curve:
         return cls(tuple((float(match[1]), float(match[2])) for match in found if match))
 
     def __call__(self, place: float) -> float:
-        """The strength at a place. At a jump the later one."""
+        """The strength at a position; at a jump, the value after it."""
         places = [x for x, _ in self.points]
         after = bisect.bisect_right(places, place)
         if after == 0:
@@ -81,9 +82,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a LoRA acts during the sampling, as percent 0..1 of it (ComfyUI's start_percent and end_percent).
+    """When a LoRA acts, as fractions 0..1 of the sampling (ComfyUI's start_percent and end_percent).
 
-    `curve`: a factor on the strength at each percent. Raises I2LError for percents out of range or order.
+    `curve`: a factor on the strength at each percent. Raises I2LError unless 0 <= start <= end <= 1.
     """
 
     start: float = 0.0
@@ -98,7 +99,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, start: float, end: float, curve: str) -> Schedule:
-        """From the widgets of a node. Raises I2LError as `Schedule` and `Curve.parse` do."""
+        """Build a schedule from the widgets of a node. Raises I2LError like `Schedule` and `Curve.parse`."""
         return cls(start, end, Curve.parse(curve))
 
     @property

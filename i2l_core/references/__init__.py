@@ -1,4 +1,4 @@
-"""IMAGE batches from sockets -> single reference pictures, each of its own size, with its weight and mask."""
+"""Reference pictures: single pictures from IMAGE batches, each with its own size, weight and mask."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ LOWEST, HIGHEST = -0.5, 2.0
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One reference picture, how much it counts, and which part of it is looked at.
+    """One reference picture with its weight and mask.
 
-    `pixels`: (H, W, 3) float32, 0..1. `weight`: finite, 0 or more; 2 counts as the picture given twice, 0 as
-    not given. `mask`: (H, W) float32, 0..1, 1 where the style is taken from; None: everywhere, and so is a
-    mask of ones. `hash`: sha256 of size and pixels in hex; equal pictures, equal hashes; `mask_hash` likewise,
-    empty without a mask. Raises I2LError for a weight or a mask that makes no sense.
+    `pixels`: (H, W, 3) float32, 0..1. `weight`: finite, 0 or more; 2 equals giving the picture twice, 0 leaves it out.
+    `mask`: (H, W) float32, 0..1, 1 where the style is taken from; None means everywhere.
+    `hash`: sha256 of size and pixels in hex; `mask_hash` likewise, empty without a mask.
+    Raises I2LError for an invalid weight or mask.
     """
 
     pixels: Tensor
@@ -54,9 +54,9 @@ class Reference:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def mask_filled(self) -> Reference:
-        """For predictors that see the whole picture as one: the mean colour of what the mask shows, elsewhere.
+        """The picture with its masked-out part filled with the mean colour of the rest, and without a mask.
 
-        The result has no mask; a picture without one is returned as it is.
+        A picture without a mask is returned unchanged.
         """
         if self.mask is None:
             return self
@@ -66,7 +66,7 @@ class Reference:
 
 
 def with_positive_weight(references: Sequence[Reference]) -> list[Reference]:
-    """The references whose weight is above zero. Raises I2LError when none is left."""
+    """The references with a weight above 0. Raises I2LError if there is none."""
     found = [reference for reference in references if reference.weight > 0]
     if not found:
         raise I2LError("the weights of all references are 0; give at least one of them a weight above 0")
@@ -79,9 +79,9 @@ Batch = Tensor | Sequence[Reference]
 def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]) -> list[Reference]:
     """Every picture of every batch, in order.
 
-    `batches`: IMAGE tensors (B, H, W, C), floats 0..1, C = 1, 3 or 4, or references ready made; by input name,
-    or in order as image0, image1, ... None is an input that is not connected. Alpha is composited over white,
-    one channel is repeated, values a little outside of 0..1 are clamped.
+    `batches`: IMAGE tensors (B, H, W, C), floats 0..1, C = 1, 3 or 4, or lists of references; by input name,
+    or in order as image0, image1, ... None: the input is not connected. Alpha is composited over white, one channel
+    is repeated, values slightly outside of 0..1 are clamped.
 
     Raises I2LError naming the input ("images.image1", and which picture of a batch) when there is no picture
     at all, a batch is empty or not an image, or a picture is too small, too narrow, not finite or not in 0..1.
@@ -98,7 +98,7 @@ def references_from(batches: Mapping[str, Batch | None] | Sequence[Batch | None]
 
 
 def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> list[Reference]:
-    """The pictures of one IMAGE batch, or references ready made, with one weight and a mask for all or one for each.
+    """The references of one IMAGE batch (or a list of references), with a weight, and one mask or one per picture.
 
     The weight of a reference is multiplied by `weight`, and its mask by `mask`: (H, W) or (N, H, W), N = 1 or the
     number of pictures, of any size: it is resized to the pictures.
@@ -119,7 +119,7 @@ def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> 
 
 
 def check_range(name: str, values: Tensor) -> None:
-    """Raise I2LError when the values of a picture or a mask are not finite, or not those of 0..1."""
+    """Raise I2LError unless the values of a picture or mask are finite and in 0..1, with some tolerance."""
     if not torch.isfinite(values).all():
         raise I2LError(
             f"{name} holds NaN or infinite values; the node that made it failed (a VAE in 16 bit does so: start "

@@ -1,4 +1,4 @@
-"""Picture files -> references, for programs without ComfyUI's Load Image."""
+"""Read references from picture files, where ComfyUI's Load Image is not available."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 
 
 def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) -> Reference:
-    """The picture in a file, upright; of an animation, the first.
+    """Read one picture file; EXIF rotation is applied, and an animation gives its first frame.
 
-    `largest`: pixels that the longer side may have; a larger picture is made smaller.
+    `largest`: the longest side in pixels; a larger picture is scaled down.
     Raises I2LError naming the file when it cannot be read, or is too small, too narrow, or no picture.
     """
     try:

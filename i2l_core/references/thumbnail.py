@@ -1,4 +1,4 @@
-"""Reference pictures as one small picture, in the form in which file metadata and web pages take it."""
+"""A thumbnail of reference pictures, as a data URL for file metadata and web pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUALITY = 85  # of the JPEG
 
 
 def thumbnail(references: Sequence[Reference], side: int = SIDE) -> str:
-    """The middle squares of up to four pictures in one JPEG of `side` x `side`, as a data URL (modelspec.thumbnail)."""
+    """The centre crops of up to four pictures in one JPEG of `side` x `side`, as a data URL (modelspec.thumbnail)."""
     shown = references[:MOST]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
