@@ -6,8 +6,8 @@
                 "landed": 34, "mode": "merged" | "live", "side": "positive" | "negative", "strength": 1.0}],
      "lines": ["..."], "warnings": [{"id": "cfg_1", "text": "..."}]}
 
-`id` stands for the references: the front end remembers thumbnails by it, and keeps them out of workflows.
-`blocks` are fractions of the LoRA's energy and add up to 1. The last line of a LoRA is there when it is on a model.
+`id` identifies the references: the front end caches thumbnails under it and keeps them out of workflows.
+`blocks` are fractions of the LoRA's energy and add up to 1. Fields from "landed" on need an applied LoRA.
 """
 
 from __future__ import annotations

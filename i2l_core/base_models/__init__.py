@@ -1,4 +1,4 @@
-"""The base models that are known, one file for each architecture with all that is known of it.
+"""The known base models: one file per architecture holds all facts about it.
 
 To add one: write its file, and add it to `_FILES`.
 """
@@ -38,21 +38,21 @@ def find_model(id: str) -> BaseModel | None:
 
 
 def title_of(id: str) -> str:
-    """A base model for people, of an id that a file gives: "Z-Image (z-image)"."""
+    """The title and id of a base model for messages: "Z-Image (z-image)"."""
     model = find_model(id)
     return f"{model.title} ({id})" if model else f"a base model this version does not know ({shown(id)})"
 
 
 def architecture_of_network(network: object) -> Architecture | None:
-    """The architecture whose class in the host this network is of, whatever its sizes; None for any other."""
+    """The architecture of a network of the host, by its class and whatever its sizes; None if unknown."""
     return next((one for one in ARCHITECTURES if one.network == type(network).__name__), None)
 
 
 def recognise(weights: Weights) -> BaseModel:
-    """Which base model these weights are, from their names and shapes.
+    """Recognise the base model from the names and shapes of its weights.
 
-    `weights`: parameter name in the diffusion model -> shape; only first dimensions are looked at, as a packed weight
-    keeps them. Raises I2LError listing the known models.
+    `weights`: parameter name in the diffusion model -> shape. Only first dimensions are compared, because
+    packed weights keep only those. Raises I2LError that lists the known models.
     """
     for model in MODELS:
         if model.matches(weights):

@@ -1,7 +1,7 @@
-"""Models that share names and sizes with ours and are others: recognised by the weights by which the host tells them.
+"""Models that share names and sizes with known base models, recognised by weights that only they have.
 
-ComfyUI's model_detection.py looks for the same names. LoRAs and predictors for our models were not made for these, so
-they are refused by name.
+ComfyUI's model_detection.py uses the same names. LoRAs and predictors for the known models do not fit these, so they
+are refused by name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OtherModel:
-    """`mark`: found in names of weights or LoRA layers that only this model has, in any spelling."""
+    """`mark`: a part of names of weights or LoRA layers that only this model has, in any spelling."""
 
     title: str
     mark: re.Pattern[str]
@@ -40,6 +40,6 @@ OTHER_MODELS = (
 
 
 def other_model(names: Iterable[str]) -> OtherModel | None:
-    """Which of these models has weights or LoRA layers of such names; None when none has."""
+    """The other model that has weights or LoRA layers of these names; None if there is none."""
     names = list(names)
     return next((other for other in OTHER_MODELS if any(map(other.mark.search, names))), None)

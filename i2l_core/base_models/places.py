@@ -1,6 +1,6 @@
-"""Where a weight sits in a diffusion transformer, told from its name: which block, which stream, what kind of layer.
+"""The position of a weight in a diffusion transformer, from its name: block, stream and kind of layer.
 
-For people (plots, presets), not for addressing: names of unknown models are read by the same rules as far as they go.
+Used for plots and block weights, not for addressing. Names of unknown models are read by the same rules where possible.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ IMAGE, TEXT = "image", "text"
 
 @dataclass(frozen=True)
 class LayerPosition:
-    """`blocks`: the run of like blocks, such as "double_blocks", and `index` in it; neither outside of blocks.
+    """`blocks`: name of the list of blocks, such as "double_blocks", and `index` in it; unset outside of blocks.
 
-    `stream`: IMAGE or TEXT where the layer sees only one of the two, else empty.
+    `stream`: IMAGE or TEXT if the layer processes only one of the two, else empty.
     """
 
     blocks: str
@@ -31,7 +31,7 @@ class LayerPosition:
 
     @property
     def section(self) -> str:
-        """The run of blocks in plain words, one for each stream."""
+        """The title of the list of blocks, one per stream."""
         if not self.blocks:
             return "outside, of blocks"
         title = _titles().get(self.blocks, self.blocks.replace("_", " ").replace(".", " "))
@@ -69,7 +69,7 @@ def _attention_parts() -> tuple[tuple[re.Pattern[str], AttentionPart], ...]:
 
 
 def attention_part_of(weight: str) -> AttentionPart | None:
-    """Of a layer that attention and MLP share, which part is attention's; None for every other layer."""
+    """The part of a layer that belongs to attention, where attention and MLP share the layer; else None."""
     return next((part for pattern, part in _attention_parts() if pattern.search(weight)), None)
 
 

@@ -1,7 +1,7 @@
-"""What an architecture is: a literal table from diffusers / DiffSynth layer names to the host's weights.
+"""The description of an architecture: a literal table from diffusers / DiffSynth layer names to the host's weights.
 
-One table serves every size: widths in it are names of sizes, which are read from the loaded model, or known of a
-base model that is not loaded. The maps from every known name to its layer and back are derived (lora_files/names.py).
+One table serves all sizes: widths are names of sizes, which are read from the loaded model or, if none is loaded, from
+the table of base models. Maps from names to layers and back are derived from it (lora_files/names.py).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class LayerRule:
     """One kind of Linear layer. `{}` stands for the block index in both names.
 
     `part`: (i, n), the i-th of the n equal runs of rows of a fused weight; None: the whole weight.
-    `swapped`: the two halves of d_out are stored the other way round by the host.
+    `swapped`: the host stores the two halves of d_out in swapped order.
     `size`: (d_out, d_in) of the layer, each a number, the name of a size, or a multiple of one as in "4*dim".
-    `attention`: of a layer that attention and MLP share, the part that is attention's, which comes first.
+    `attention`: for a layer shared by attention and MLP, the part of attention, which comes first.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One Linear layer of one model: its diffusers / DiffSynth name, where it lands, and its size."""
+    """One Linear layer of a model: its diffusers / DiffSynth name, its target in the host, and its size."""
 
     name: str
     target: Target
@@ -59,7 +59,7 @@ class AdaptedLayer:
     swapped: bool = False
 
     def place(self, layer: LowRank) -> LowRank:
-        """A layer in diffusers' order of rows -> the host's, or back: the swap is its own inverse."""
+        """Convert a layer between the row orders of diffusers and of the host. Applying it twice gives the original."""
         if (layer.d_out, layer.d_in) != (self.d_out, self.d_in):
             raise I2LError(
                 f"{self.name}: expected a LoRA layer of {self.d_out}x{self.d_in}, "
@@ -73,11 +73,11 @@ class Architecture:
     """The table of one model class.
 
     Its layers:
-    `signature`: weights that every model of the class has, and together no other class.
+    `signature`: weights that together identify the class: all of its models have them, no other class has all.
     `sizes`: size name -> (weight, axis) to read a width, or a name with `{}` to count blocks, without `{}` to tell
     whether a layer is there. A count holds for all rules in the same blocks.
-    `absent`: layers that the reference has and the host has not, by the reference's names.
-    `aliases`: more names that tools have for these layers: read, never written.
+    `absent`: layers that the reference implementation has and the host lacks, by the reference's names.
+    `aliases`: further names of these layers that other tools use: read, never written.
     `unread`: starts of reference names that ComfyUI's own LoRA loader does not read (0.30).
 
     Its blocks, by the name of their list in the host or in diffusers:
@@ -86,7 +86,7 @@ class Architecture:
 
     Its forward in the host:
     `network`: name of the host's class.
-    `text_only`: parts of names of layers that see no image token.
+    `text_only`: parts of names of layers that process no image tokens.
     `text_first`: starts of names of layers that see text and then the picture. Where given, the picture is found by
     counting from the text, which is as long as the forward's context.
     `references`: argument of the network that brings reference pictures; their tokens come after the picture's.
@@ -120,7 +120,7 @@ class Architecture:
         return signature and other_model(weights) is None
 
     def read_sizes(self, weights: Weights) -> dict[str, int]:
-        """The sizes of a model that `matches`, by name."""
+        """The sizes of a model for which `matches` is true, by name."""
         return {
             name: _count(where, weights)
             if isinstance(where, str)
@@ -131,7 +131,7 @@ class Architecture:
     def weights(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """The weights of all layers in a model of these sizes, as `adapted_layers` reads them from a loaded one.
 
-        Where a size is 0, or not given, the layers that have it are not in the model.
+        A size of 0, or a missing size, means that the model lacks the layers that use it.
         """
         counts = {_place(where): name for name, where in self.sizes.items() if isinstance(where, str)}
         found = {}
@@ -145,9 +145,9 @@ class Architecture:
         return found
 
     def adapted_layers(self, weights: Weights) -> tuple[AdaptedLayer, ...]:
-        """Every Linear layer of this model that the table knows. Rules of weights that it lacks give none.
+        """All Linear layers of this model that the table knows. Rules whose weights it lacks are skipped.
 
-        Raises I2LError when a fused weight does not divide into its parts.
+        Raises I2LError if the rows of a fused weight cannot be divided into its parts.
         """
         return tuple(layer for rule in self.rules for layer in _adapted(rule, weights))
 
@@ -171,7 +171,7 @@ class BaseModel:
     implementation: str = ""
 
     def weights(self) -> Weights:
-        """The weights of all its layers, for when no model is loaded."""
+        """The shapes of the weights of all layers, without a loaded model."""
         return self.architecture.weights({**self.sizes, **self.other_sizes})
 
     def matches(self, weights: Weights) -> bool:

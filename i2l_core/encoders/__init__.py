@@ -1,5 +1,5 @@
-"""Frozen vision encoders: patch tokens for predictors that bring their own (tokens), one vector per picture for
-those of i2L version 1 (pooled)."""
+"""Frozen vision encoders: patch tokens for predictors of the query family (`siglip`), one vector per picture for
+predictors of version 1 (`v1`)."""
 
 from .siglip import NAFLEX as NAFLEX
 from .siglip import SQUARE as SQUARE

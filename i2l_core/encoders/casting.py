@@ -1,4 +1,4 @@
-"""The layers of a transformers module replaced by a host's, which cast and offload weights by themselves.
+"""Replace the layers of a transformers module by layers of the host, which cast and offload their weights.
 
 Float8 storage takes half of what bfloat16 takes:
 
@@ -53,10 +53,10 @@ def linear_weights(model: nn.Module) -> set[str]:
 
 
 def replace_layers(model: nn.Module, operations: ModuleType | Any, float8: bool = False) -> list[nn.Module]:
-    """Put the layers of `operations` in the places of torch's, without weights, on the meta device.
+    """Replace the layers of torch by those of `operations`, without weights, on the meta device.
 
-    `float8`: the Linears as ScaledLinear. Returns the modules that are left: their own parameters and buffers
-    are nobody's to move (see `follow`).
+    `float8`: Linears become ScaledLinear. Returns the modules that were not replaced: their own parameters and buffers
+    must be moved with `follow`.
     """
     left = [model]
     for name, child in list(model.named_children()):
@@ -72,7 +72,7 @@ def replace_layers(model: nn.Module, operations: ModuleType | Any, float8: bool 
 
 
 def follow(modules: list[nn.Module], device: torch.device) -> None:
-    """Bring the few parameters and buffers that no casting layer holds to where the computation is."""
+    """Move the parameters and buffers outside of casting layers to the device of the computation."""
     for module in modules:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor.device != device:

@@ -1,6 +1,6 @@
-"""Pictures as the encoders of i2L version 1 were trained to see them: scaled to cover a square, cropped to it.
+"""Preprocessing of the encoders of i2L version 1: scale a picture to cover a square and crop it.
 
-Bytes throughout, resized by Pillow (bilinear, antialiased), to the bit as the reference does it.
+All in bytes, resized by Pillow (bilinear, antialiased): bit for bit the same as the reference implementation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What encoders saw in pictures, kept: no picture is looked at twice."""
+"""A cache of embeddings, so that each picture is encoded once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Key = tuple[str, str]  # who looked, at which picture
 
 
 class Embeddings:
-    """Results by key, at most `limit` bytes of them; the one not asked for the longest goes first."""
+    """A least-recently-used cache of tensors by key, of at most `limit` bytes."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit

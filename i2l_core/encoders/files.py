@@ -21,13 +21,13 @@ class EncoderFile:
 
 @dataclass(frozen=True)
 class EncoderPair:
-    """SigLIP2 and DINOv3 for one predictor, as far as they are there, and files that are of another size."""
+    """The SigLIP2 and DINOv3 files for one predictor, as far as found, and encoder files of other sizes."""
 
     files: Mapping[str, EncoderFile]  # by kind
     others: tuple[EncoderFile, ...] = ()
 
     def describe(self) -> str:
-        """One line for people: what is there, and what to download."""
+        """One line for people: what was found, and what to download."""
         parts = [f"{kind} in {file.path}" for kind, file in self.files.items()]
         return "; ".join(parts + self._advice())
 
@@ -55,7 +55,7 @@ def where_to_get(file: str) -> str:
 
 
 def pair_of_width(width: int, files: Iterable[EncoderFile]) -> EncoderPair:
-    """The two files whose embeddings together have this width; of equal ones the first."""
+    """The two files whose embedding widths add up to `width`; the first pair if there are several."""
     files = list(files)
     kinds = {kind: [file for file in files if file.config.kind == kind] for kind in (SIGLIP2, DINOV3)}
     for siglip2 in kinds[SIGLIP2]:

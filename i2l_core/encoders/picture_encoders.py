@@ -1,6 +1,6 @@
-"""The encoders of version 1 at work: on the device only while they look at pictures.
+"""The encoders of version 1, loaded to the device only while they encode pictures.
 
-One is put away before the next is needed, so together they take no more than the largest.
+Each is unloaded before the next is loaded, so the peak memory is that of the largest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Look = Callable[[Reference], Tensor]  # at the whole picture, without its mask; 
 
 
 class PictureEncoder(Protocol):
-    """`id`: differs wherever results may differ. `ready()`: what looks at pictures, for as long as it is open."""
+    """`id`: identifies the results, for caches. `ready()`: a context with the function that encodes a picture."""
 
     @property
     def id(self) -> str: ...
@@ -94,7 +94,7 @@ def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
 
 
 def finite(seen: Tensor, name: str) -> Tensor:
-    """What an encoder of this name gave, on the CPU. Raises I2LError when it is not finite."""
+    """The result of an encoder on the CPU. Raises I2LError naming the encoder if it is not finite."""
     if not torch.isfinite(seen).all():
         raise I2LError(f"{name} gave NaN or infinite values for a reference; the file may be damaged")
     return seen.cpu()

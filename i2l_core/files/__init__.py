@@ -1,1 +1,1 @@
-"""Files that foreign programs made, and files that we write: read strictly, written whole or not at all."""
+"""Strict reading of safetensors files, and atomic writing."""

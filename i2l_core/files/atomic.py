@@ -1,4 +1,4 @@
-"""Files written whole or not at all: under a name that the artist typed, over nothing; or in the place of another."""
+"""Atomic writing: a new file under the next free name, or a file in place of an old one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _NO_HARD_LINKS = frozenset(
 
 
 def safe_join(folder: str | Path, name: str) -> Path:
-    """The file `name` inside `folder`, with ".safetensors" at its end. Touches nothing on disk.
+    """The path of the file `name` inside `folder`, with the suffix ".safetensors". Does not touch the disk.
 
     `name` may hold subfolders, separated by "/". The rules of Windows hold everywhere, so that what is saved
-    on one machine can be copied to another. Raises I2LError when the name is no good, or leaves the folder,
-    by a link too.
+    on one machine can be copied to another. Raises I2LError if the name is invalid, or leads out of the folder,
+    also through a link.
     """
     name = name.strip()
     parts = name.removesuffix(SUFFIX).split("/")
@@ -49,10 +49,10 @@ def safe_join(folder: str | Path, name: str) -> Path:
 
 
 def write_new(path: Path, content: bytes) -> Path:
-    """Write a file at `path`, or under the next free number when that exists; return where it is.
+    """Write a file at `path`, or with the next free number if that exists. Returns its path.
 
-    A temporary file in the same folder is on the disk before it gets the name. Whatever fails or interrupts,
-    no half file and no new folder stays and no existing file changes. Lets errors through.
+    A temporary file in the same folder is flushed to disk before it is renamed. After any error or interruption
+    no partial file and no new folder remains and no existing file has changed. Errors are raised unchanged.
     """
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     temporary = _temporary(path)
@@ -75,9 +75,10 @@ def write_new(path: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path in the same folder to write to. What lies there at the end of the block takes the place of `path`.
+    """A context with a temporary path in the same folder; at its end that file replaces `path`.
 
-    It is on the disk before it does; after an error it is gone and `path` is as it was. Lets errors through.
+    The file is flushed to disk first. After an error it is removed and `path` is unchanged. Errors are raised
+    unchanged.
     """
     temporary = _temporary(path)
     try:
@@ -96,7 +97,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _problem(part: str) -> str:
-    """What is wrong with one folder or file name, or nothing."""
+    """What is wrong with a folder or file name; empty if nothing is."""
     if not part.strip():
         return "a part of it is empty"
     if part in (".", ".."):

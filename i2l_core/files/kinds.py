@@ -1,4 +1,4 @@
-"""What a file that is no predictor seems to be, and where it belongs: the second half of an error message."""
+"""Guess what an unexpected file is and where it belongs, for error messages."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
 
 
 def describe_bytes(path: Path, error: Exception) -> str:
-    """For a file that is no whole safetensors file; `error` is what opening it raised."""
+    """Describe a file that cannot be opened as safetensors. `error`: the exception of opening it."""
     if not path.exists():
         return "there is no such file"
     if not path.is_file():
@@ -92,7 +92,7 @@ def describe_bytes(path: Path, error: Exception) -> str:
 
 
 def describe_tensors(keys: Iterable[str], metadata: Mapping[str, str]) -> str:
-    """For a whole safetensors file without our metadata."""
+    """Describe a valid safetensors file without i2l metadata."""
     keys = list(keys)
     if "ss_network_module" in metadata:
         return "it is a LoRA; put it into models/loras"

@@ -1,4 +1,4 @@
-"""Safetensors files that nobody vouches for: what the loader of every predictor family checks, by name."""
+"""Strict reading of untrusted safetensors files, shared by the loaders of all predictor families."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  #
 
 @contextlib.contextmanager
 def open_safetensors(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
-    """An open safetensors file. Its tensors are memory-mapped: a read one costs memory once it is copied.
+    """A context with an open safetensors file. Tensors are memory-mapped: they take memory only when copied.
 
-    I2LErrors raised inside get the file's name in front.
+    I2LErrors raised inside are prefixed with the name of the file.
     """
     try:
         try:
@@ -47,7 +47,7 @@ def _mapped(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a safetensors file says before a tensor is read."""
+    """The header of a safetensors file: names, shapes, dtypes and metadata."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -56,13 +56,13 @@ class FileHeader:
 
 
 def read_header(path: Path) -> FileHeader:
-    """Raises I2LError naming the file when it is no whole safetensors file."""
+    """Read a header. Raises I2LError naming the file if it is not a complete safetensors file."""
     with open_safetensors(path) as file:
         return FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
 
 
 def shapes_and_dtypes(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Of every tensor of an open file, by name, from its header alone."""
+    """Shapes and dtypes of all tensors of an open file, by name, from its header."""
     slices = {name: file.get_slice(name) for name in file.keys()}
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     return shapes, {name: part.get_dtype() for name, part in slices.items()}
@@ -71,7 +71,7 @@ def shapes_and_dtypes(file: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, 
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], of: str
 ) -> None:
-    """Exactly the expected tensors, each of its shape. `of` says in errors whose tensors were expected."""
+    """Raise I2LError unless exactly the expected tensors are there, in shape. `of`: their owner, for messages."""
     problems = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     problems += [f"{name} is not expected" for name in sorted(found.keys() - expected.keys())]
     problems += [
@@ -84,7 +84,7 @@ def check_shapes(
 
 
 def check_dtypes(found: Iterable[str], which: str) -> torch.dtype:
-    """The one floating point type of these tensors; `which` names them in the error."""
+    """The common floating point dtype. Raises I2LError if there is none; `which` names the tensors in it."""
     kinds = set(found)
     if len(kinds) != 1 or not kinds <= set(DTYPES):
         raise I2LError(f"{which} must all be {' or '.join(DTYPES)}, got {listed(sorted(kinds))}")

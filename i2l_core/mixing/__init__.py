@@ -1,1 +1,1 @@
-"""Several LoRAs into one, parts of a LoRA, and what a LoRA looks like: algebra on factors, no dense matrix."""
+"""Fuse LoRAs, interpolate between them, weight their blocks, and plot them. All algebra works on factors."""

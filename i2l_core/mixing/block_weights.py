@@ -1,9 +1,9 @@
-"""Where in the network a LoRA acts: a strength for each kind of layer, each stream, and each depth.
+"""LoRA block weights: a strength per kind of layer, per stream, and by depth.
 
     dW_l' = s_kind(l) * s_stream(l) * c(depth of l) * dW_l
 
-Depth runs from 0, the first block that pictures and text pass together or apart, to 1, the last one. Layers outside
-of blocks (what goes in, what comes out, time) are scaled by their kind alone.
+Depth is 0 at the first block and 1 at the last, in the order of the forward pass. Input, output and time layers are
+outside of blocks and are scaled by their kind only.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from ..schedule import Curve
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Strengths by kind of layer and by stream, and along the depth. Raises I2LError unless all are finite.
+    """Strengths by kind of layer, by stream and by depth. Raises I2LError unless all are finite.
 
-    `other`: modulation and what is outside of blocks. A layer that both streams share takes no part in `image` and
-    `text`.
+    `other`: modulation, input, output and time layers. `image` and `text` do not change layers that both streams
+    share.
     """
 
     attention: float = 1.0
@@ -71,9 +71,9 @@ PRESETS: Mapping[str, BlockWeights] = MappingProxyType(
 
 
 def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
-    """The LoRA with each layer as strong as `where` says; layers of strength 0 are left out.
+    """Scale each layer by its block weight; layers with strength 0 are removed.
 
-    Exact, with the factors' own dtype. Raises I2LError when no layer is left.
+    Exact, in the dtype of the factors. Raises I2LError if no layer is left.
     """
     depths = _depths(lora)
     layers: dict[Target, LowRank] = {}
@@ -90,7 +90,7 @@ def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
 
 
 def _depths(lora: LoRA) -> dict[str, float]:
-    """Weight -> 0..1 for weights in blocks, in the order in which a picture passes through them."""
+    """Weight -> depth 0..1, for weights in blocks, in the order of the forward pass."""
     places = {target.weight: position_of(target.weight) for target in lora.layers}
     found = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
     lengths: dict[int, int] = {}  # by the rank of a run of blocks

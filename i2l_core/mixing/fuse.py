@@ -1,14 +1,13 @@
-"""Several LoRAs as one: the weighted sum of their changes, exact or at a lower rank.
+"""Fuse LoRAs: the weighted sum of their changes, exact or at a lower rank.
 
     dW = sum_j w_j dW_j = sum_j w_j B_j A_j
 
-Factors are never added or averaged. The columns of two B, or the rows of two A, have no basis in common: their
-average holds cross terms B_1 A_2 that belong to neither style, and it changes when a LoRA is written with other
-factors of the same change. Everything here is a function of the changes alone, computed from the factors; the result
-is in fp32 or wider.
+Factors are never added or averaged: two B (or two A) share no basis, so their average contains cross terms B_1 A_2
+that belong to neither LoRA, and it depends on the choice of factors. All results depend on the changes dW_j only. They
+are computed from the factors and returned in fp32 or wider.
 
-A weight that a LoRA lacks counts as zero; a LoRA of weight 0 is left out. LoRAs that address a weight differently
-(rows against whole) meet on the whole weight.
+A layer that a LoRA lacks counts as zero; a LoRA with weight 0 is left out. If one LoRA addresses rows of a weight and
+another the whole weight, both are brought to the whole weight.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _Pairs = Sequence[tuple[LoRA, float]]
 
 @dataclass(frozen=True)
 class FusionReport:
-    """What a fusion kept, over all layers together.
+    """What a fusion kept, measured over all layers.
 
-    `error`: the size (Frobenius norm) of what was left out over the size of all. `energy`: the fraction of the squared
-    singular values that was kept. `ranks`: the rank of each layer of the result.
+    `error`: Frobenius norm of what was dropped over the norm of the sum. `energy`: fraction of the squared singular
+    values that was kept. `ranks`: the rank of each layer of the result.
     """
 
     error: float
@@ -51,7 +50,7 @@ def concat(loras: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
 
     The references are those of all LoRAs, in order, each once. Raises I2LError for no LoRA, weights that are not
     finite or all zero, LoRAs that are not finite or for different base models, and layers of one weight that differ
-    in size. An unknown base model goes with any.
+    in size. An unknown base model is compatible with any.
     """
     return _sum(checked_pairs(loras, weights))
 
@@ -62,8 +61,9 @@ def svd(
     """The best approximation of the weighted sum with `rank` or less in every layer (Eckart and Young, 1936).
 
     With `energy`, a fraction above 0 and up to 1, every layer gets the smallest rank that keeps this fraction of
-    its own energy, for a layer of small changes may matter as much as one of large changes. With both, the smaller
-    rank wins; with neither, only what is zero to rounding goes. A layer of at most `rank` is passed on as it is.
+    its own energy, because a layer with small changes may matter as much as one with large changes. With both, the
+    smaller rank is used; with neither, only directions that are zero to rounding are dropped. A layer of rank `rank`
+    or less is returned unchanged.
     Without gradient. Raises I2LError as `concat` does, and for a rank or fraction that is out of range.
     """
     return truncated(concat(loras, weights), rank, energy)
@@ -74,9 +74,9 @@ def spectral(loras: Sequence[LoRA], weights: Sequence[float], alpha: float) -> t
 
         phi(dW) = U diag(exp(-alpha i)) S V^T        i = 0, 1, ... along the falling singular values
 
-    arXiv 2507.04482, Principal Feature Blending, which does it to features, with alpha 1; here it is done to weight
-    changes. As there, the energy is not renormalised: the first direction keeps its size, the others shrink. 0
-    keeps everything, a large alpha the first direction alone. Rows of a fused weight that a LoRA addresses
+    Principal Feature Blending (arXiv 2507.04482) does this to features, with alpha 1; here it is applied to weight
+    changes. The energy is not renormalised: the first direction keeps its size, the others shrink. alpha 0 keeps
+    everything, a large alpha only the first direction. Rows of a fused weight that a LoRA addresses
     apart are layers of their own. The report is about the LoRAs one by one, before they are summed. Without gradient.
     Raises I2LError as `concat` does, and for an alpha that is negative or not finite.
     """
@@ -118,7 +118,7 @@ def checked_pairs(loras: Sequence[LoRA], weights: Sequence[float]) -> _Pairs:
 
 
 def common_base_model(loras: Sequence[LoRA]) -> str:
-    """The base model that the LoRAs are for; empty when none of them says. Raises I2LError when they are for two."""
+    """The base model of all LoRAs; empty if unknown. Raises I2LError if they are for different base models."""
     known: dict[str, int] = {}
     for number, lora in enumerate(loras, 1):
         if lora.base_model:
@@ -156,7 +156,7 @@ def _wide(layer: LowRank, weight: float) -> LowRank:
 
 
 def _joined(target: Target, layers: Sequence[LowRank]) -> LowRank:
-    """A stacked on A, B beside B: the sum of the changes."""
+    """Concatenate along the rank: the sum of the changes."""
     sizes = sorted({(layer.d_out, layer.d_in) for layer in layers})
     if len(sizes) > 1:
         (o1, i1), (o2, i2) = sizes[:2]
@@ -211,7 +211,7 @@ def _whole(lora: LoRA, weights: set[str], widths: Mapping[str, int]) -> LoRA:
 
 @dataclass(frozen=True)
 class KeptEnergy:
-    """Squared Frobenius norms: of what was left out, of what was kept, of all."""
+    """Squared Frobenius norms of what was dropped, of what was kept, and of the whole."""
 
     lost: float = 0.0
     kept: float = 0.0
@@ -252,7 +252,7 @@ def truncated(lora: LoRA, rank: int | None, energy: float | None) -> tuple[LoRA,
 
 @torch.no_grad()
 def _reweighted(lora: LoRA, gains: Callable[[Tensor], Tensor], untouched: int = 0) -> tuple[LoRA, KeptEnergy]:
-    """Every singular value times its gain; directions that are zero then are dropped, down to rank 1.
+    """Multiply each singular value by its gain and drop directions that become zero, down to rank 1.
 
     `gains`: singular values (n, k) of n layers, falling -> their gains (n, k), 0..1, falling too. Layers of rank
     `untouched` or less are passed on.

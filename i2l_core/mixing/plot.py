@@ -1,6 +1,6 @@
-"""A picture of a LoRA: where in the model it acts, in what kind of layers, and how many directions it needs.
+"""Plot a LoRA: its size per block and kind of layer, and the rank it needs.
 
-Of two LoRAs: how alike they are, block by block. Every figure comes from the factors (`spectrum`), none from a dense
+With two LoRAs also their cosine per block. All numbers are computed from the factors (`spectrum`), never from a dense
 change.
 """
 
@@ -46,7 +46,7 @@ Energies = Mapping[LayerPosition, float]
 
 
 def draw(lora: LoRA, other: LoRA | None = None, size: tuple[int, int] = SIZE) -> Tensor:
-    """The picture, (H, W, 3) in 0..1, float32; with `other` of both. `size`: (W, H).
+    """Plot one LoRA, or `lora` and `other` in comparison. Returns (H, W, 3) float32, 0..1. `size`: (W, H) in pixels.
 
     Raises I2LError when a LoRA is not finite, when the two are for different base models, or without matplotlib.
     """
@@ -63,7 +63,7 @@ def draw(lora: LoRA, other: LoRA | None = None, size: tuple[int, int] = SIZE) ->
 
 
 def inner_by_position(a: LoRA, b: LoRA) -> dict[LayerPosition, float]:
-    """The inner product of two LoRAs by block and kind of layer; of a LoRA with itself its energies."""
+    """Inner products of two LoRAs by block and kind of layer; with itself, the energies of a LoRA."""
     found: dict[LayerPosition, float] = {}
     for weight, product in inner_by_weight(a, b).items():
         place = position_of(weight)

@@ -1,12 +1,12 @@
-"""From one LoRA to another: along the arc between their changes, not the chord (slerp; Shoemake 1985).
+"""Spherical interpolation (slerp, Shoemake 1985) between the changes of two LoRAs.
 
     dW(t) = n(t) * (sin((1-t) x) / sin x * dW_a / |dW_a| + sin(t x) / sin x * dW_b / |dW_b|)
     n(t) = (1-t) |dW_a| + t |dW_b|        x = the angle between dW_a and dW_b over all layers, 90 degrees at most
 
-The plain mean, `fuse.concat` with (1-t, t), is weaker in the middle, by 29 % where the two have nothing in common;
-here the size changes evenly from one end to the other. One angle for the whole LoRA keeps the balance of its layers.
-Opposed LoRAs count as 90 degrees apart: a larger angle would magnify what is left when they cancel. The ends are the
-two LoRAs exactly, and between two strengths of one LoRA lie the strengths between.
+Linear interpolation, `fuse.concat` with (1-t, t), is weaker in the middle: by 29 % for orthogonal LoRAs. With slerp the
+norm changes linearly from one end to the other. One angle for the whole LoRA keeps the balance of its layers. Angles
+are capped at 90 degrees, because a larger one would amplify what remains when opposed LoRAs cancel. t = 0 and t = 1
+give the two LoRAs exactly; two strengths of one LoRA give the strengths between.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .fuse import FusionReport, KeptEnergy, checked_pairs, concat, truncated
 
 @dataclass(frozen=True)
 class Slerp:
-    """The arc between two LoRAs, each times its weight: sizes (Frobenius norms) and the angle in radians."""
+    """The slerp between two weighted LoRAs: their Frobenius norms, and the angle in radians."""
 
     lora_weights: tuple[float, float]
     sizes: tuple[float, float]
@@ -34,7 +34,7 @@ class Slerp:
     @classmethod
     @torch.no_grad()
     def between(cls, loras: Sequence[LoRA], weights: Sequence[float]) -> Slerp:
-        """From the first of two LoRAs to the second.
+        """Build the slerp from the first of two LoRAs to the second.
 
         Raises I2LError as `fuse.concat` does, and when there are not two LoRAs or a weight is 0.
         """
@@ -67,7 +67,7 @@ class Slerp:
 def interpolate(
     loras: Sequence[LoRA], slerp: Slerp, t: float, rank: int | None = None
 ) -> tuple[LoRA, FusionReport]:
-    """The LoRA at `t`, 0..1, of the two that `slerp` was made for.
+    """The interpolated LoRA at `t`, 0..1, of the two LoRAs that `slerp` was built from.
 
     The rank is the sum of both, or `rank` as in `fuse.svd`. Differentiable when no `rank` is given, sizes and angle
     taken as constants. Raises I2LError as `fuse.svd` does, and for a `t` outside 0..1.

@@ -1,9 +1,9 @@
-"""How large low-rank changes are, the angles between them, and their singular directions, from the factors alone.
+"""Norms, angles and singular directions of low-rank changes, computed from the factors.
 
     <dW_a, dW_b> = tr(dW_a^T dW_b) = sum((B_a^T B_b) * (A_a A_b^T))        two products of size k x k
 
-and nothing of size d_out x d_in. Small matrices are in fp64. Of the sizes and angles gradients are finite
-everywhere, at zero LoRAs too.
+No tensor of size d_out x d_in is made. k x k matrices are in fp64. Gradients of norms and angles are finite, also at
+zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def energy(change: LowRank | LoRA) -> Tensor:
 def inner(a: LowRank | LoRA, b: LowRank | LoRA) -> Tensor:
     """The inner product of two layers, or of two LoRAs over all their weights; shape (), fp64.
 
-    A weight that one of the LoRAs lacks counts as zero. Rows of a weight meet the same rows of the other's.
+    A weight that one LoRA lacks counts as zero. Layers on rows of a weight are compared on their common rows.
     """
     if isinstance(a, LoRA) and isinstance(b, LoRA):
         return torch.stack(list(inner_by_weight(a, b).values())).sum()
@@ -66,13 +66,13 @@ def cosine_of(product: Tensor, energy_a: Tensor, energy_b: Tensor) -> Tensor:
 
 
 def spectrum(layer: LowRank) -> Tensor:
-    """The singular values of the change, falling; (k,), fp64, without gradient."""
+    """The singular values of the change in descending order; (k,), fp64, without gradient."""
     return directions(layer.up[None], layer.down[None]).values[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Singular directions of n changes `up @ down` of rank k or less, as mixtures of their factors' columns and rows.
+    """Singular directions of n changes `up @ down` of rank k or less, as linear combinations of the factors.
 
     The best approximation of rank r is `(up @ left[..., :r]) @ (right[:, :r] @ down)`; each side carries the root of
     the singular values. What is zero to rounding has zeros everywhere.

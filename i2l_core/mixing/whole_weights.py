@@ -1,4 +1,4 @@
-"""A LoRA on rows of fused weights as one on whole weights: how many rows a weight has, and the step itself."""
+"""Convert a LoRA on rows of fused weights to one on whole weights."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from ..lora import LoRA, Target, to_whole_weights
 
 
 def in_whole_weights(lora: LoRA) -> LoRA:
-    """One layer per weight, exact: what files and core nodes understand. Raises I2LError for an unknown width."""
+    """The LoRA with one layer per weight, as files and core nodes need it. Raises I2LError for an unknown width."""
     return to_whole_weights(lora, row_widths(lora))
 
 
 def row_widths(lora: LoRA) -> dict[str, int]:
     """Rows of each weight that the LoRA has rows of: from the tables, or from a layer of the whole weight beside them.
 
-    A weight whose width neither says is left out; whoever needs it says so (`to_whole_weights`), as a guess would make
-    a layer that no loader applies.
+    A weight of unknown width is left out. `to_whole_weights` raises if it needs it; a guess would give a layer that no
+    loader applies.
     """
     whole = {target.weight: layer.d_out for target, layer in lora.layers.items() if target.rows is None}
     widths: dict[str, int] = {}

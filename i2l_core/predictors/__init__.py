@@ -1,4 +1,4 @@
-"""Predictor families: one list, which ComfyUI's nodes, the commands and `inspect` read."""
+"""The list of predictor families, used by nodes, commands and `inspect`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FAMILIES: tuple[Family, ...] = (TEMPLATE, V1, QUERY)
 
 
 def family_of(source: Source) -> Family | None:
-    """The family of a file or folder, from its names and metadata alone; None: it is no predictor."""
+    """The family of a file or folder, from its tensor names and metadata; None if it is not a predictor."""
     return next((family for family in FAMILIES if family.recognise(source)), None)
 
 
 def read_source(path: Path) -> Source:
-    """Raises I2LError naming the file when it is no whole safetensors file."""
+    """The header of a file, or a folder. Raises I2LError naming the file if it is not a complete safetensors file."""
     return Source(path, None if path.is_dir() else read_header(path))
 
 
 def open_predictor(path: Path, runtime: Runtime, options: Options | None = None) -> Predictor:
     """Read a predictor from a file or folder of models/i2l.
 
-    Raises I2LError naming the file when it is none; then it says what the file seems to be.
+    Raises I2LError if it is not a predictor, naming the file and what it seems to be.
     """
     family = family_of(read_source(path)) or QUERY  # whose loader says best what another file is
     return family.load(path, runtime, options or Options())

@@ -1,4 +1,4 @@
-"""What every predictor is, whatever its family: reference pictures in, LoRAs out; and where it runs."""
+"""The protocols of predictors and of the runtimes they run on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 @dataclass(frozen=True)
 class StyleAndNeutral:
-    """The LoRA of the references' style, and that of as many gray pictures: what is left without a style.
+    """The LoRA predicted from the references, and the neutral LoRA predicted from as many gray pictures.
 
-    The second is for the negative side of guidance (arXiv 2606.13809, section 3.4). `note`: for the artist.
+    The neutral LoRA is for the negative side of CFG (arXiv 2606.13809, section 3.4). `note`: a hint for the artist.
     """
 
     lora: LoRA
@@ -35,20 +35,20 @@ class StyleAndNeutral:
 
 
 class Predictor(ABC):
-    """A predictor that is loaded, ready to predict. The value of an I2L_PREDICTOR socket."""
+    """A loaded predictor. The value of an I2L_PREDICTOR socket."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Of the file, without its extension, or of the folder."""
+        """Name of the file without its extension, or of the folder."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What it is, for people: family, base model, rank, encoders, size. A few lines of text."""
+        """A few lines of text for people: family, base model, rank, encoders, size."""
 
     @abstractmethod
     def get_models(self) -> list[Any]:
-        """What its runtime holds for it. ComfyUI looks for this name to learn what the running prompt needs."""
+        """The model patchers of this predictor. ComfyUI calls this name to learn what the running prompt needs."""
 
     def with_clip(self, clip: Any) -> Predictor:
         """A copy of this predictor that may use `clip`, a CLIP or None; families without one return themselves."""
@@ -56,11 +56,10 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> StyleAndNeutral:
-        """One LoRA from all references, on the CPU. Deterministic: no seed.
+        """Predict one LoRA from all references. Deterministic; the result is on the CPU.
 
-        Weights and masks of the references count as `Reference` says. Stops with the runtime's own exception when
-        the user cancels. Raises I2LError when no reference has a weight, when the predictor cannot do what is
-        asked, and when the prediction is not finite.
+        Weights and masks: see `Reference`. Raises the exception of the runtime if the user cancels. Raises I2LError if
+        all weights are 0, if the predictor does not support the input, or if the prediction is not finite.
         """
 
 
@@ -72,21 +71,21 @@ class Runtime(DeviceMemory, Protocol):
     runs_programs: bool  # whether programs of Diffusion Templates can run here, if they are allowed to
 
     def encoder_files(self) -> Iterable[EncoderFile]:
-        """The image encoders of version 1 that are at hand."""
+        """The image encoder files of version 1 that can be found."""
         ...
 
     def clip_states(self, clip: Any, residual: Any, dtype: torch.dtype) -> Any:
-        """A PictureEncoder over a CLIP. Raises I2LError where there is none."""
+        """A PictureEncoder that uses a CLIP. Raises I2LError if the runtime has none."""
         ...
 
     def template_roots(self) -> Sequence[Path]:
-        """The folders that Diffusion Templates are in."""
+        """The folders that may hold Diffusion Templates."""
         ...
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may set when a predictor is loaded.
+    """Options for loading a predictor.
 
     `allow_code`: the program of a Diffusion Template may run; no file needs that.
     `float8`: store large image encoders in 8 bits; None: where the device is too small for 16.
@@ -98,7 +97,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder, before anything of it is loaded. `header`: of a file; None: it is a folder."""
+    """A file or folder that is not loaded yet. `header`: of a file; None for a folder."""
 
     path: Path
     header: FileHeader | None
@@ -120,7 +119,7 @@ class Family:
 
 
 class NeutralCache:
-    """The newest neutral LoRAs of a predictor, by what they depend on."""
+    """A cache of the newest neutral LoRAs of a predictor, by the inputs they depend on."""
 
     def __init__(self, limit: int = 4) -> None:
         self._limit = limit
@@ -146,7 +145,7 @@ class NeutralCache:
 
 
 def checked_prediction(lora: LoRA, name: str) -> LoRA:
-    """`lora` on the CPU. Raises I2LError, naming the predictor, when it is not finite."""
+    """The LoRA on the CPU. Raises I2LError naming the predictor if it is not finite."""
     lora = lora.to("cpu")
     try:
         lora.check_finite()

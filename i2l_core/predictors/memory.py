@@ -1,4 +1,4 @@
-"""How much room predictions ask for beside the weights, in bytes."""
+"""Estimates of the memory that predictions need besides the weights, in bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .v1.network import PIECE_BYTES
 
 
 def encoder_memory(config: EncoderConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Bytes that encoding one picture takes beside the weights, estimated from the widest layer."""
+    """Bytes to encode one picture, besides the weights, estimated from the widest layer."""
     sizes = config.config
     tokens = (sizes["image_size"] // config.patch) ** 2 if config.kind == SQUARE else config.max_patches or 0
     width = 12 * sizes["hidden_size"] + 3 * sizes["intermediate_size"]
@@ -20,7 +20,7 @@ def encoder_memory(config: EncoderConfig, pixels: int, dtype: torch.dtype) -> in
 
 
 def predictor_memory(config: QueryConfig, tokens: int, dtype: torch.dtype) -> int:
-    """Bytes that predicting from so many image tokens takes beside the weights, estimated likewise."""
+    """Bytes to predict from this many image tokens, besides the weights, estimated likewise."""
     states = (config.n_queries + tokens) * (14 * config.hidden + 3 * config.mlp)
     lora = sum(config.rank * (layer.d_in + layer.d_out) for layer in config.layers)
     return (states + tokens * config.token_dim + 3 * lora) * dtype.itemsize

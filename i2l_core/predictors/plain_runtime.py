@@ -1,4 +1,4 @@
-"""Predictors without ComfyUI: on one device, networks stay where they are once they are there."""
+"""A runtime without ComfyUI: everything stays on one device."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Predictors that others have published, and where each belongs: what errors and help pages point to.
+"""Published predictors and the folders they go into, for errors and help pages.
 
-Nothing here is downloaded: people do that.
+Nothing is downloaded by this code.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ PUBLISHED = (
 
 
 def published(name: str) -> Published | None:
-    """The published predictor of this name, whatever its letters' case, or None."""
+    """The published predictor of this name, ignoring case; None if unknown."""
     return next((one for one in PUBLISHED if one.name.lower() == name.lower()), None)
 
 
 def where_to_get(name: str) -> str:
-    """What to do when files of a predictor are missing."""
+    """Advice for missing files of a predictor: where to download them."""
     known = published(name)
     return f"get {known}" if known else "get them from where it was published"

@@ -1,6 +1,6 @@
-"""What training needs of a frozen base model, and the demo world's own backbone as one.
+"""The protocols of a frozen base model and of its latent codec, for training.
 
-Everything is in the host's terms (train/flow.py): x = (1 - sigma) latent + sigma noise, the model gives noise - latent.
+Conventions are those of the host (train/flow.py): x = (1 - sigma) latent + sigma noise; models predict noise - latent.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Layers = Mapping[Target, tuple[Tensor, Tensor]]
 
 
 class LatentCodec(Protocol):
-    """What turns pictures and prompts into what the base model takes. Frozen, and used without gradients."""
+    """Encodes pictures and prompts for the base model. Frozen, used without gradients."""
 
     def check_prompt(self, prompt: str, name: str) -> None:
-        """Raise I2LError naming the picture when the model cannot read a prompt of the data set."""
+        """Raise I2LError naming the picture if the model cannot encode its prompt."""
         ...
 
     def texts(self, prompts: Sequence[str]) -> list[Texts]: ...
@@ -33,7 +33,7 @@ class LatentCodec(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back, values within 0..1."""
+        """The inverse of `encode`: latents -> (B, H, W, 3) floats 0..1."""
         ...
 
     def release(self) -> None:
@@ -59,7 +59,7 @@ class Base(Protocol):
     def process_out(self, latents: Tensor) -> Tensor: ...
 
     def velocity(self, x: Tensor, sigma: Tensor, texts: Sequence[Texts], layers: Layers | None) -> Tensor:
-        """Noise - latent, (B, C, h, w) float32, as the model with those LoRAs sees it; differentiable in them.
+        """Predict the velocity, noise - latent, (B, C, h, w) float32, with these LoRAs; differentiable in them.
 
         `x`: (B, C, h, w), `sigma`: (B,), `texts`: B of them, `layers`: B a multiple of S.
         """

@@ -1,8 +1,8 @@
-"""Gradient checkpointing for transformer blocks of any network, written for inference though they may be.
+"""Gradient checkpointing for transformer blocks of any network, including networks written for inference.
 
-Blocks of the host add to their inputs in place (`img += ...`). Autograd refuses that where it sees it, and computing
-a block again from a changed input would be silently wrong; so a block gets copies of its inputs, and a norm, whose
-backward needs its input, a copy of its own.
+Blocks of the host change their inputs in place (`img += ...`). Autograd refuses this where it detects it, and
+recomputing a block from a changed input would be silently wrong. So each block gets copies of its inputs, and each
+norm, whose backward pass needs its input, gets a copy of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: a folder each, there whole or not at all, the same for any number of devices.
+"""Checkpoints of a run: one folder each, written atomically, independent of the number of devices.
 
     FOLDER/checkpoints/step-00001000/{predictor,average,optimiser}.safetensors, state.json
 
-Nothing random is kept between steps (pairing.py), so weights, their average, the optimiser's state and the step are
-all there is. Parts that are spread over devices are gathered one tensor at a time and written by the first process.
+No random state is kept between steps (pairing.py), so a checkpoint is the weights, their average, the state of the
+optimiser and the step. Sharded tensors are gathered one at a time and written by the first process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ State = Mapping[str, Mapping[str, Tensor]]  # part -> tensors; they are read fro
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """`fixed`: what a checkpoint must agree on, as JSON values. `main`: whether this process writes."""
+    """`fixed`: settings that must match to resume, as JSON values. `main`: whether this process writes."""
 
     folder: Path
     fixed: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What one training is: the tables of a config file. Paths are relative to where the command runs."""
+"""The tables of a training config. Paths are relative to the working directory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BaseTable:
 
 @dataclass(frozen=True)
 class EncoderTable:
-    """[encoder]: the frozen vision encoder that the predictor looks through."""
+    """[encoder]: the frozen vision encoder of the predictor."""
 
     # a predictor file, whose encoder is taken, or a folder with config.json and model.safetensors
     source: str
@@ -116,7 +116,7 @@ class DataTable:
 
 @dataclass(frozen=True)
 class PairingTable:
-    """[pairing]: how references and targets are put together (paper, section 3.3)."""
+    """[pairing]: how references and targets are drawn (paper, section 3.3)."""
 
     targets: int = 1  # noisy targets of each predicted LoRA
     most_references: int = 4
@@ -204,7 +204,7 @@ class TrainConfig:
         return Path(self.run.folder)
 
     def fixed(self) -> dict[str, Any]:
-        """What a checkpoint must agree on for the run to go on as the one that it is, as JSON values.
+        """The settings that must match to resume from a checkpoint, as JSON values.
 
         Left out is what changes no result: where and how it runs, and [plan] steps, so that a run can be made
         longer. Files count by what is in them and not by their paths.

@@ -1,4 +1,4 @@
-"""The demo world's backbone and text encoder as a base model to train through, without ComfyUI."""
+"""The backbone and text encoder of the demo world as a base model for training, without ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of the demo world as a data set: every style and content known, prompts that tell content only."""
+"""The pool of the demo world as a data set. Styles and contents are known; prompts describe only the content."""
 
 from __future__ import annotations
 

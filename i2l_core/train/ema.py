@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: what is measured, drawn with, and exported."""
+"""The exponential moving average of the weights, used for measurements, sheets and export."""
 
 from __future__ import annotations
 

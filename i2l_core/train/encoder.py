@@ -1,4 +1,4 @@
-"""The frozen vision encoder of a training: from a predictor file, or from a folder as transformers saves SigLIP."""
+"""Load the frozen vision encoder of a training from a predictor file or from a SigLIP folder of transformers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Flow matching as the host samples it: noise levels, interpolation, the loss (paper, eq. 5 and 6).
+"""Flow matching in the convention of the host: noise levels, interpolation, loss (paper, eq. 5 and 6).
 
-The paper counts t from noise to picture; the host counts sigma = 1 - t from picture to noise, and its models give
-noise - picture. Everything here is in the host's terms; the loss is the same number.
+The paper's t runs from noise to picture. The host's sigma = 1 - t runs from picture to noise, and its models predict
+noise - picture. This code uses sigma; the loss is the same.
 """
 
 from __future__ import annotations

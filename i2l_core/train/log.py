@@ -1,4 +1,4 @@
-"""What a training says of itself: log.csv, a progress bar, and TensorBoard where that is asked for."""
+"""The log of a training: log.csv, a progress bar, and optionally TensorBoard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOW_EVERY = 5  # seconds
 
 
 class TrainingLog:
-    """Rows of a run's folder. What stands there of steps after `step` is dropped: a resumed run writes it again."""
+    """The log of a run's folder. Rows after `step` are dropped, because a resumed run writes them again."""
 
     def __init__(self, folder: Path, step: int, steps: int, tensorboard: bool = False) -> None:
         self._path = folder / "log.csv"

@@ -2,8 +2,8 @@
 
     L = E || v_{theta + G(R)}(x_t, t, c) - u_t ||^2
 
-One module around all of it, so that whatever spreads a module over devices sees one forward. Only the predictor's
-parameters are registered; base model and encoder are frozen and stay whole on each device.
+The whole loss is one module, so that wrappers for several devices see a single forward. Only the parameters of the
+predictor are registered; base model and encoder are frozen and stay whole on each device.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """Muon for the matrices that are named, AdamW for the rest, as one.
+    """One optimiser: Muon for the named matrices, AdamW for the rest.
 
     Its state is there from the beginning, all zeros, so that a checkpoint can be read into it. With Muon only its
     matrices decay, without it everything does.

@@ -1,6 +1,6 @@
-"""Config files, TOML or JSON, read strictly into frozen dataclasses.
+"""Read TOML or JSON config files strictly into frozen dataclasses.
 
-Every entry has a field and every value its type: a misspelt name is an error and not a default.
+Every entry must match a field and its type, so a misspelt name is an error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The table that a .toml or .json file holds. Raises I2LError naming the file."""
+    """Read a .toml or .json file as a dict. Raises I2LError naming the file."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""How long and how fast a network trains."""
+"""The training plan of a network: steps, batch size and learning rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a stage trains."""
+    """The training plan of one stage."""
 
     steps: int  # optimiser updates
     batch: int  # samples an update

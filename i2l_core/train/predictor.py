@@ -1,4 +1,4 @@
-"""The predictor of a training: which layers of the base model it adapts, where it starts, how it is exported."""
+"""Build the predictor of a training, and export it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .config import PredictorTable
 
 
 def query_config(table: PredictorTable, layers: Sequence[LayerSpec], token_dim: int) -> QueryConfig:
-    """Raises I2LError when no layer matches, or a size is impossible."""
+    """The configuration of the new predictor. Raises I2LError if no layer matches or a size is invalid."""
     chosen = tuple(
         layer for layer in layers if any(fnmatch.fnmatchcase(str(layer.target), p) for p in table.layers)
     )
@@ -36,7 +36,7 @@ def query_config(table: PredictorTable, layers: Sequence[LayerSpec], token_dim: 
 
 
 def new_predictor(config: QueryConfig, start: str, seed: int) -> QueryNetwork:
-    """In float32 on the CPU, from the seed or the file `start`. Raises I2LError when that is of other sizes."""
+    """A predictor in float32 on the CPU, from the seed or from the file `start`. Raises I2LError if sizes differ."""
     torch.manual_seed(seed)
     if not start:
         return QueryNetwork(config)

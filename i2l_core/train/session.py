@@ -1,4 +1,4 @@
-"""From a config to a finished training: open the data, make latents and embeddings, build, train, export."""
+"""Run a training from its config: open the data, encode it, build the predictor, train and export it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BaseLoader(Protocol):
 def train(
     config: TrainConfig, base_loader: BaseLoader, accelerator: Any, only_prepare: bool = False
 ) -> Path | None:
-    """Train to the last step, going on from the newest checkpoint; the predictor file, in the main process.
+    """Train to the last step, resuming from the newest checkpoint. Returns the predictor file in the main process.
 
     Raises I2LError naming what is wrong with config, data, base model, encoder or disk.
     """

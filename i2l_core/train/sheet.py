@@ -1,4 +1,4 @@
-"""Sample sheets: references, and pictures that the base model draws with and without the predicted LoRA."""
+"""Sample sheets: references, and pictures sampled with and without the predicted LoRA."""
 
 from __future__ import annotations
 

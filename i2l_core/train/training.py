@@ -1,4 +1,4 @@
-"""One training: steps over micro-batches on every device, measurements, sheets, checkpoints, an early end on NaN."""
+"""The training loop: steps over micro-batches, measurements, sheets, checkpoints, and a stop at the first NaN."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class Training:
         self.step = checkpoints.load(self._state)
 
     def run(self) -> None:
-        """To the last step. Raises I2LError on a broken picture, a full disk, or a loss that is no number.
+        """Train to the last step. Raises I2LError on a broken picture, a full disk, or a loss that is not finite.
 
-        All but the last steps since a checkpoint are safe then, and running it again goes on from there.
+        Running it again resumes from the newest checkpoint.
         """
         config, main = self._config, self._accelerator.is_main_process
         steps = config.plan.steps
@@ -184,7 +184,7 @@ class Training:
 
     @torch.no_grad()
     def _measure(self, unseen: Styles) -> dict[str, float]:
-        """The loss on styles that training never sees, and its ratio to the loss without a LoRA."""
+        """The loss on styles kept out of training, and its ratio to the loss without a LoRA."""
         with_lora, without = (torch.zeros((), device=self._accelerator.device) for _ in range(2))
         table = replace(self._config.pairing, gray=0.0, empty_prompts=0.0)
         with self._averaged():

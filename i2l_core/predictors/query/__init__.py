@@ -1,1 +1,1 @@
-"""The hypernetwork of the paper: queries for LoRA layers beside image tokens (arXiv 2606.13809, section 3)."""
+"""The hypernetwork of the paper (arXiv 2606.13809, section 3): queries of the LoRA layers attend to image tokens."""

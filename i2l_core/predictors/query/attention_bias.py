@@ -1,7 +1,7 @@
 """Weights and masks of references as a bias on the attention logits of their tokens.
 
-A token that counts w times gets log(w): softmax then sums as if it stood there w times, and -inf leaves it out.
-Exact, because nothing in the predictor tells where a token came from (predictors/query/network.py).
+A token of weight w gets the bias log(w): in the softmax it then counts as w equal tokens, and -inf leaves it out.
+This is exact, because tokens carry no position or picture index (predictors/query/network.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The configuration of a predictor of the query family, which checks itself; the JSON in its file."""
+"""The configuration of a query predictor, stored as JSON in its file. It validates itself."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class QueryConfig:
-    """Everything that fixes the shapes of a QueryPredictor. Raises I2LError when a size is out of bounds."""
+    """All sizes of a QueryNetwork. Raises I2LError if a size is out of bounds."""
 
     hidden: int  # width of the transformer
     blocks: int  # number of transformer blocks

@@ -1,11 +1,11 @@
-"""Predictor files: one safetensors file that rebuilds predictor and vision encoder by itself.
+"""Predictor files of the query family: one safetensors file holds predictor and vision encoder.
 
 Tensors are named "predictor.*" and "encoder.*". The metadata entry "i2l" is JSON:
 
     {"format": "i2l-predictor", "version": 1, "family": "query", "base_model": {"id": ...}, "about": {...},
      "predictor": {QueryConfig}, "encoder": {EncoderConfig}}
 
-Reading is strict, allocates nothing that the file does not hold, and never unpickles.
+Reading is strict, allocates only what the file holds, and never unpickles.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LoadedPredictor:
 
 @dataclass(frozen=True, eq=False)
 class PredictorHeader:
-    """What a predictor file says before a tensor is read: its metadata, and shapes and dtypes by name."""
+    """The header of a predictor file: metadata, and shapes and dtypes by name."""
 
     metadata: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
@@ -70,7 +70,7 @@ class PredictorHeader:
 def save_predictor(
     path: str | Path, predictor: QueryNetwork, encoder: VisionEncoder, meta: Mapping[str, Any]
 ) -> None:
-    """Write a predictor file, whole or not at all; a file of that name is replaced.
+    """Write a predictor file atomically; a file of that name is replaced.
 
     `meta`: {"base_model": {"id": ...}} and optionally "about", a JSON object.
     Raises I2LError when a tensor is not finite, the parts do not fit each other, or the disk refuses.
@@ -127,7 +127,7 @@ def load_predictor(path: str | Path, operations: ModuleType | Any = nn) -> Loade
 
 
 def check_header(path: str | Path) -> tuple[QueryConfig, EncoderConfig, dict[str, Any]]:
-    """What a predictor file describes, and meta as in LoadedPredictor. No tensor is read.
+    """The configurations in a predictor file, and its metadata as in LoadedPredictor. Reads no tensor.
 
     Raises I2LError as `load_predictor` does, except for values.
     """

@@ -4,9 +4,8 @@
     A_l[m, :] = D_l^A C_l^A h^A_{l,m}      eq. 4   the same for column m of B_l
     W_l' = W_l + alpha_l B_l A_l           eq. 2   alpha_l is folded into B_l here
 
-Nothing marks which picture a token came from, so the order of the pictures does not matter, and a picture
-whose tokens get the attention bias log(w) counts w times: bias log 2 equals giving it twice, bias -inf equals
-leaving it out.
+Tokens carry no information about which picture they came from. Therefore the order of the pictures does not matter, and
+the attention bias log(w) on the tokens of a picture weights it: log 2 equals giving it twice, -inf leaves it out.
 
 Heads of equal shape are stored stacked and run as one batched product per group (matrix kind, width).
 Queries are stored in that order too, so decoding a group is a slice.
@@ -29,7 +28,7 @@ from .config import QueryConfig
 
 @dataclass(frozen=True, eq=False)
 class BatchedLoRAs:
-    """LoRAs for a batch of B styles, still in the form the heads made them: one tensor per group.
+    """LoRAs for a batch of B styles, as the heads output them: one tensor per group of heads.
 
     `rows[i]`: (B, G, k, d) for `groups[i]`, the rows of A or the columns of B of its G layers.
     Differentiable; the views of `layers()` share memory with it.
@@ -70,11 +69,11 @@ class BatchedLoRAs:
 
 
 class QueryNetwork(nn.Module):
-    """Image tokens to LoRAs, many styles at once.
+    """Predicts LoRAs from image tokens, for a batch of styles.
 
     `operations` gives Linear, LayerNorm and RMSNorm: torch.nn, or a namespace of the host's that casts and
     offloads. Weights are initialised only with torch.nn and off the meta device; otherwise load a state dict.
-    A fresh predictor is the identity: the columns of B are zero, the rows of A have about unit length.
+    A new predictor predicts zero changes: the columns of B are zero, the rows of A have about unit length.
     """
 
     def __init__(

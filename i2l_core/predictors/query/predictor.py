@@ -1,4 +1,4 @@
-"""The query family: references -> tokens -> LoRA."""
+"""Predictors of the query family: encode references to tokens and predict a LoRA from them."""
 
 from __future__ import annotations
 

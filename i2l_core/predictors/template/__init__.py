@@ -1,1 +1,1 @@
-"""The released predictors of version 2: Diffusion Templates, folders that bring a program."""
+"""The released predictors of version 2: Diffusion Templates, folders with a Python program and its weights."""

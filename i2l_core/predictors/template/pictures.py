@@ -1,4 +1,4 @@
-"""References as a Diffusion Template takes them: PIL pictures, which have neither weight nor mask."""
+"""Convert references to the input of a Diffusion Template: PIL pictures without weights and masks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _GRAY = (128, 128, 128)  # the neutral picture of the paper, section 3.4
 
 
 def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
-    """8 bit RGB pictures, each as often as its weight says, what a mask hides filled with the mean of the rest.
+    """8 bit RGB pictures, each repeated by its weight; masked-out parts are filled with the mean colour of the rest.
 
-    Raises I2LError for a weight that is no whole number or too large.
+    Raises I2LError unless each weight is a whole number from 0 to MAX_WEIGHT.
     """
     pictures = []
     for reference in references:
@@ -34,5 +34,5 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
 
 
 def grays_like(pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """As many neutral pictures, of the same sizes."""
+    """As many gray pictures, of the same sizes."""
     return [Image.new("RGB", picture.size, _GRAY) for picture in pictures]

@@ -1,4 +1,4 @@
-"""Diffusion Templates: what their program predicts."""
+"""Predict with a Diffusion Template, by its program."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TemplatePredictor(Predictor):
         return [] if self.held is None else [self.held]
 
     def predict(self, references: Sequence[Reference], progress: Progress | None = None) -> StyleAndNeutral:
-        """A weight is how often a picture is given; what a mask hides gets the mean colour of the rest.
+        """A weight repeats the picture; masked-out parts are filled with the mean colour of the rest.
 
         The user may cancel between the two predictions, not while the program runs.
         """

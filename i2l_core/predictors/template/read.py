@@ -9,7 +9,7 @@ At its top level model.py says
 and the network has `process_inputs(pipe, image=[picture, ...], **kwargs)` -> dict and `forward(pipe, **that)` -> dict
 with "lora" in it. https://github.com/modelscope/DiffSynth-Studio, docs/en/Diffusion_Templates
 
-Here the program is only read: it is parsed, and nothing of the folder is run or imported. template_run.py runs it.
+This module only parses the program; nothing in the folder is run or imported. run.py runs it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_PROGRAM_BYTES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """What a folder says, nothing of it having been run.
+    """The parsed program of a folder.
 
     `weights`: names in TEMPLATE_MODEL_PATH, or None where only running the program would tell. `imports`: packages
     that it names and Python does not bring.
@@ -52,7 +52,7 @@ class Template:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The packages among `imports` that this Python has not."""
+        """The packages among `imports` that are not installed."""
         return tuple(name for name in self.imports if not _installed(name))
 
     def describe(self) -> str:
@@ -69,10 +69,10 @@ class Template:
 
 
 def read_template(folder: Path, roots: Sequence[Path]) -> Template:
-    """What the folder's model.py says. Runs and imports nothing of it.
+    """Parse the model.py of a folder, without running or importing it.
 
-    `roots`: the folders that templates may be in. Raises I2LError when a link leads out of them, and when there is
-    no model.py or it is no template's.
+    `roots`: the folders that templates may be in. Raises I2LError if a link leads out of them, and if model.py is
+    missing or not the program of a template.
     """
     name, real = folder.name, folder.resolve()
     if not any(real.is_relative_to(root.resolve()) for root in roots):

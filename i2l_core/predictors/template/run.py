@@ -1,6 +1,6 @@
-"""Running a Diffusion Template: with both permissions, its network built from exactly its files, one line per failure.
+"""Run the program of a Diffusion Template, if user and server allow it, and build its network from its files.
 
-A program that runs is a part of ComfyUI and may do whatever ComfyUI may (docs/templates.md).
+A running program can do everything that ComfyUI can do (docs/templates.md).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PACKAGES = {  # module -> what pip calls it, where that differs
 
 @dataclass(frozen=True, eq=False)
 class LoadedTemplate:
-    """A template whose program has run: `model` is its network, on the CPU until someone moves it."""
+    """A template whose program has run. `model`: its network, initially on the CPU."""
 
     template: Template
     model: Any  # an nn.Module; without weights it need not be one
@@ -184,7 +184,7 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dtype) -> None:
-    """Give the network exactly the tensors of the files, floating point ones in `dtype`."""
+    """Load exactly the tensors of the files into the network, floating point tensors in `dtype`."""
     if not isinstance(model, nn.Module):
         raise I2LError(f"{name}: it has weights, but TEMPLATE_MODEL is not a network: {type(model).__name__}")
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

@@ -1,7 +1,7 @@
-"""The predictors of version 1: for which base model, of which sizes, and how their files are laid out.
+"""The kinds of version 1 predictors: base model, sizes, and layout of their files.
 
-Their files (DiffSynth-Studio's Z-Image-i2L and Qwen-Image-i2L) have no metadata: names and shapes say it all. A
-file holds blocks, and a block two small networks for each of its layers, one for A and one for B:
+Their files (DiffSynth-Studio's Z-Image-i2L and Qwen-Image-i2L) have no metadata; names and shapes identify them. A
+file holds blocks. A block holds two small networks for each of its layers, one for A and one for B:
 
     {module}blocks.{b}.layers.{j}.proj_a.proj_in.weight    (c, D)            and the same with proj_b
     {module}blocks.{b}.layers.{j}.proj_a.proj_out.weight   (rank d_in, c)    proj_b: (rank d_out, c)
@@ -81,7 +81,7 @@ FINE = 37 * 37 + 7
 
 @dataclass(frozen=True)
 class Residual:
-    """What a predictor reads beside the picture's embedding: hidden states of a vision-language model."""
+    """Sizes of the second input of a predictor: hidden states of a vision-language model."""
 
     length: int  # T: states of one picture, those of the chat template around it included
     width: int  # R: of a state
@@ -129,7 +129,7 @@ class V1Block:
 
 @dataclass(frozen=True)
 class V1Config:
-    """Everything that fixes the tensors of a version 1 predictor, and for what they are."""
+    """The configuration of a version 1 predictor: kind, base model and sizes."""
 
     kind: V1Kind
     base_model: BaseModel
@@ -144,7 +144,7 @@ class V1Config:
 
     @property
     def title(self) -> str:
-        """The name it was published under, or what comes closest."""
+        """The name under which it was published, or the closest one."""
         length = self.residual.length if self.residual else 0
         return _TITLES.get((self.base_model.id, length), f"i2L version 1 for {self.base_model.title}")
 
@@ -193,10 +193,10 @@ def kind_of(names: Iterable[str]) -> V1Kind | None:
 
 
 def recognise(shapes: Shapes) -> V1Config:
-    """The configuration of a file with exactly these tensors. Reads nothing but their names and shapes.
+    """Recognise the configuration from the names and shapes of the tensors of a file.
 
-    Sizes are those that most of the tensors have, so that the one that differs is named. Raises I2LError when
-    it is no predictor of version 1, lacks a tensor, or holds any other.
+    Sizes are taken by majority, so that an error names the tensor that differs. Raises I2LError if it is not a
+    predictor of version 1, or if a tensor is missing or unexpected.
     """
     kind = kind_of(shapes)
     if kind is None:

@@ -2,13 +2,13 @@
 
     A = reshape(P_A (C_A x + r), (rank, d_in))      B = reshape(P_B (C_B x + r), (d_out, rank))
 
-x is the picture's embedding, r a residual shared by all matrices of a block: of hidden states z of a
-vision-language model, r = U flatten(V z / 20), and zero for the predictors without. N pictures give the mean of
-their changes, or a weighted one, as one LoRA of N times the rank: sum_n w_n B_n A_n, where sum_n w_n = 1.
+x is the embedding of the picture. r is a residual shared by all matrices of a block, r = U flatten(V z / 20) with
+hidden states z of a vision-language model; it is zero for predictors without residual. N pictures give the weighted
+mean of their changes as one LoRA of N times the rank: sum_n w_n B_n A_n, where sum_n w_n = 1.
 
 The networks of equal shape are stored stacked: all C are one product, all P of one width another, for all
-pictures at once. Every weight is read once, so weights that lie elsewhere or in another type are brought over
-in pieces and never exist twice.
+pictures at once. Every weight is read once per prediction, so weights on another device or in
+another dtype are copied in pieces and never exist twice.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class V1Network(nn.Module):
         `embeddings`: (N, D). `weights`: how much each picture counts, any scale; 2 equals giving it twice, 0
         leaving it out, None means equally. `residuals`: (N, T, R) hidden states, for a predictor that reads
         them. The rank is `config.rank` per picture that counts.
-        Raises I2LError when no picture counts, or when residuals are missing or come unasked.
+        Raises I2LError if all weights are 0, or if residuals are missing or not expected.
         """
         config = self.config
         if (residuals is None) != (config.residual is None):

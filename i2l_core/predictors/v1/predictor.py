@@ -1,7 +1,7 @@
-"""Version 1: references -> embeddings -> LoRA.
+"""Predictors of version 1: encode references to embeddings and predict a LoRA from them.
 
-What the encoders saw in a picture is kept by the runtime, so only pictures that are new are looked at. The predictor
-itself reads every weight once: they stay where they are and are brought over in pieces.
+The runtime caches embeddings, so only new pictures are encoded. The predictor reads every weight once, so its weights
+stay where they are and are copied to the device in pieces.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .network import LoadedV1, load_v1
 
 @dataclass(frozen=True, eq=False)
 class V1Predictor(Predictor):
-    """A predictor file of version 1, and the encoders that it looked through.
+    """A predictor file of version 1 and its encoders.
 
     `float8`: as in `Options`. `clip`: the CLIP of Qwen-Image, for predictors that read through it.
     """

@@ -1,1 +1,1 @@
-"""Data sets, and the batches that are drawn from them."""
+"""Data sets and batches for training."""

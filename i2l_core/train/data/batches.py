@@ -1,7 +1,7 @@
-"""The batches of a run: pictures decoded in worker processes, everything else on the device.
+"""Batches: pictures are decoded in worker processes, everything else runs on the device.
 
-A micro-batch is a number: the n-th of a step on one of so many devices. It holds a part of the step's pairs, so a
-run that is resumed, or split over other devices, sees the same pictures in the same order.
+A micro-batch is identified by its number in a step and by the device, and holds a part of the step's pairs. A run that
+is resumed or split over other devices therefore sees the same pictures in the same order.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the pairs of a step are dealt: `count` in all, to `devices`, in micro-batches of `micro`."""
+    """How the pairs of a step are split: `count` in total, over `devices`, in micro-batches of `micro`."""
 
     count: int
     micro: int
@@ -105,7 +105,7 @@ class MicroBatches(Dataset):
 
 
 def read(pairs: Sequence[Pair], encoded: EncodedData) -> Raw:
-    """Decode what the pairs need. Raises I2LError naming a broken picture."""
+    """Decode the pictures of the pairs. Raises I2LError naming a broken picture."""
     references = [[_reference(i, pair.gray, encoded) for i in pair.references] for pair in pairs]
     targets = [target for pair in pairs for target in pair.targets]
     latents = [encoded.latent(target.picture) for target in targets]
@@ -118,7 +118,7 @@ def read(pairs: Sequence[Pair], encoded: EncodedData) -> Raw:
 
 
 def to_device(raw: Raw, base: Base, codec: LatentCodec, device: torch.device) -> Batch:
-    """Encode what is not encoded yet, add noise. Raises I2LError when latents differ in size."""
+    """Encode pictures and prompts that are not encoded yet, and add noise. Raises I2LError if latent sizes differ."""
     targets = [target for pair in raw.pairs for target in pair.targets]
     clean = _latents(raw, codec, device)
     spelled = [target.prompt for target, text in zip(targets, raw.texts, strict=True) if text is None]

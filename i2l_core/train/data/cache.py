@@ -1,7 +1,7 @@
-"""Latents and text embeddings on disk, made once by the base model's own VAE and text encoder.
+"""A disk cache of latents and text embeddings, made by the VAE and text encoder of the base model.
 
-One .safetensors file each, under a hash of all that it was made from, so nothing stale is ever found. What fits
-into 16 bits without loss, as the output of a 16 bit network does, is kept in 16 bits.
+One .safetensors file per entry, named by a hash of all its inputs, so a stale entry is never used. Tensors that fit
+into 16 bits without loss, such as the outputs of a 16 bit network, are stored in 16 bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class EncodingCache:
         return self._path(kind, source).is_file()
 
     def get(self, kind: str, *source: str) -> dict[str, Tensor] | None:
-        """What was put under this source, floats as float32; or None. Raises I2LError naming a damaged file."""
+        """The cached tensors of this source, floats as float32; None if missing. Raises I2LError for a damaged file."""
         path = self._path(kind, source)
         if not path.is_file():
             return None

@@ -1,4 +1,4 @@
-"""What a data set is: pictures, each with its style, its prompt, and what it shows; and which styles can be drawn."""
+"""The protocol of a data set (pictures with style, prompt and content), and its split into styles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..base import Texts
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One row of a data set. Pictures of one style with equal `content` never stand on both sides of a pair."""
+    """One row of a data set. Pictures of a style with equal `content` are never reference and target of one pair."""
 
     style: str
     content: str
@@ -67,7 +67,7 @@ def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Style
     """(styles for training, styles for measuring or None, how many were dropped for having too few contents).
 
     The fraction `unseen` is chosen by a hash of the name, so it stays when the data set grows. Raises I2LError
-    naming styles of less than two contents, unless `small_styles` is "drop".
+    naming styles with fewer than two contents, unless `small_styles` is "drop".
     """
     members: dict[str, list[int]] = {}
     for index, picture in enumerate(data.pictures):
@@ -116,7 +116,7 @@ def open_rgb(source: Callable[[], Image.Image], name: str) -> Image.Image:
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
-    """Scaled so that it covers (height, width), and cropped at its middle."""
+    """Scale a picture to cover (height, width) and crop its centre."""
     scale = max(width / picture.width, height / picture.height)
     if scale != 1:
         size = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))

@@ -1,9 +1,9 @@
-"""A data set as a .jsonl file and pictures beside it.
+"""A data set as a .jsonl file with pictures in the same folder.
 
     {"style": "ink-0042", "image": "images/0001.jpg", "prompt": "a cat on a stone"}
 
-and optionally "content", what the picture shows where the prompt does not tell two pictures apart; "latent" and
-"text", .safetensors files that save encoding (docs/training.md). Paths are relative to the .jsonl file.
+Optional: "content", what the picture shows, where prompts do not distinguish it; "latent" and "text", .safetensors
+files with precomputed encodings (docs/training.md). Paths are relative to the .jsonl file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which references predict a LoRA, and which targets it is trained on (paper, section 3.3).
+"""Draw the references and targets of each training step (paper, section 3.3).
 
-References and targets share the style and never the content (but where an ablation asks for it), and the prompt tells
-the target's content. A batch is drawn whole from the seed and the step, then dealt to the devices: it does not depend
-on how many there are.
+References and targets share the style and never the content (except in an ablation); the prompt describes the content
+of the target. A batch is drawn whole from the seed and the step and then split over the devices, so it does not depend
+on their number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A data set as .tar shards in WebDataset's form, read where they lie: nothing is unpacked or held in memory.
+"""A data set as .tar shards in WebDataset's format, read in place: nothing is unpacked or held in memory.
 
 Files of one sample share their name up to the first dot: 000001.jpg, 000001.json with "style", "prompt" and
 optionally "content", and optionally 000001.latent.safetensors, 000001.text.safetensors. One pass over the tar
