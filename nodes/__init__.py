@@ -1,4 +1,4 @@
-"""The nodes of the pack, thin V3 classes: unpack sockets, one call into the core, pack the result."""
+"""The nodes: thin V3 classes that unpack sockets, call the core once, and pack the result."""
 
 from __future__ import annotations
 

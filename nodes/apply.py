@@ -1,4 +1,4 @@
-"""Style a model with a LoRA that was just predicted."""
+"""Apply a predicted LoRA to a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A LoRA file as a LORA_MODEL, to mix, preview or apply like a predicted one."""
+"""Load a LoRA file as a LORA_MODEL, to fuse, preview or apply it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference pictures in, a style LoRA out."""
+"""Predict a style LoRA from reference pictures."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class ImagesToLoRA(io.ComfyNode):
 
 
 def _given(hidden: Any) -> Mapping[str, Any]:
-    """The inputs of this node as the prompt spells them; empty when no prompt called it.
+    """The inputs of this node as written in the prompt; empty if no prompt runs it.
 
-    The host drops a key without a word when the node does not have it and its value is no link.
+    ComfyUI silently drops a key that the node does not have, if its value is not a link.
     """
     context = get_executing_context()
     if hidden is None or hidden.dynprompt is None or context is None:

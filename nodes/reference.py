@@ -1,4 +1,4 @@
-"""A reference picture with a weight and a mask."""
+"""Give a reference picture a weight and a mask."""
 
 from __future__ import annotations
 

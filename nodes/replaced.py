@@ -1,9 +1,9 @@
-"""What replaces nodes of earlier versions, so that saved workflows and graphs which hold one still open and run.
+"""Replacements of nodes of earlier versions, so that saved workflows with old nodes still open and run.
 
-What is published stays (tests/surface.json). A node that must change in any other way than by more optional inputs
-at its end gets a new id, and here an entry for its old one: where its inputs and outputs went, and in
-`old_widget_ids` the order in which workflows stored the values of its widgets. The server replaces it in what is
-queued, the front end offers to do so in what is opened. Entries stay for good.
+The published surface does not change (tests/surface.json). A node that needs more than new optional inputs at its end
+gets a new id, and its old id gets an entry here: where its inputs and outputs went, and in `old_widget_ids` the order
+in which workflows stored its widget values. The server replaces the node in queued prompts; the front end offers to
+replace it in opened workflows. Entries are never removed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ REPLACED: tuple[io.NodeReplace, ...] = ()
 
 
 async def register_replaced() -> None:
-    """Tell ComfyUI; once, when it starts."""
+    """Register the replacements with ComfyUI, once, when it starts."""
     for entry in REPLACED:
         await ComfyAPI().node_replacement.register(entry)

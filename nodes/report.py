@@ -1,4 +1,4 @@
-"""What a node says after a run: one line for the log and the API, and a card that the front end draws on it."""
+"""The report of a node after a run: text for the log and the API, and a card that the front end draws."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..i2l_core.card import Card, text_card
 
 
 class NodeReport(ui.PreviewText):
-    """The line under `text`, as core nodes give it, and the card under `i2l_card` (see `web/card.js`).
+    """The text under `text`, as in core nodes, and the card under `i2l_card` (see `web/card.js`).
 
-    The front end shows no `text` of nodes that it does not know: without a card, its lines are one.
-    Schemas of nodes that report set `has_intermediate_output`: ComfyUI then reports for them when they are cached.
+    The front end shows `text` only for nodes that it knows, so without a card the lines of the text become one.
+    Schemas of reporting nodes set `has_intermediate_output`: ComfyUI then repeats the report of cached nodes.
     """
 
     def __init__(self, text: str, card: Card | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Socket types and widgets that more than one node uses, each declared once."""
+"""Socket types and inputs that several nodes share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def curve_input() -> io.String.Input:
 
 
 def check_keys(unknown: Collection[str], right: str) -> None:
-    """Refuse keys of a prompt that a node with growing inputs does not have. `right`: the keys that it has."""
+    """Raise I2LError for keys of a prompt that a node with growing inputs lacks. `right`: its keys."""
     if unknown:
         raise I2LError(
             f"this node has no input {listed(unknown)} for a link; in a prompt over the API each of its sockets has a "

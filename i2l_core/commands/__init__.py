@@ -1,1 +1,1 @@
-"""What `python -m i2l_core` can do, one command per file: `main(arguments) -> exit status`."""
+"""The commands of `python -m i2l_core`, one file each with `main(arguments) -> exit status`."""

@@ -72,6 +72,6 @@ def _more(count: int, what: str) -> Iterator[str]:
 
 
 def _plain(text: str, most: int = MOST_TEXT) -> str:
-    """Text of a stranger's on one line, without what a terminal would obey."""
+    """Untrusted text on one line, without control characters."""
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: most + 1])
     return shown if len(text) <= most else f"{shown[:most]}..."

@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _accelerator(table: RunTable) -> Any:
-    """Hugging Face's Accelerator: which devices there are, which of them is ours, and in what precision."""
+    """Hugging Face's Accelerator, with the devices of this process and the precision."""
     try:
         import torch
         from accelerate import Accelerator, DistributedDataParallelKwargs

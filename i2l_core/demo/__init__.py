@@ -1,1 +1,1 @@
-"""The demo world: pictures whose every factor is known, and small honest models of them."""
+"""The demo world: generated pictures whose style factors are all known, and small models trained on them."""

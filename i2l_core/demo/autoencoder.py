@@ -1,8 +1,8 @@
 """The autoencoder of the demo world, in the layers of ComfyUI's tiny VAE for 16-channel latents (taef1).
 
-The encoder is not trained but computed: the principal components of 8x8 patches, written exactly into the
-convolutions. Linear latents cost nothing to make during training and are close to Gaussian, which suits flow
-matching; the decoder is an ordinary trained network that restores what 16 numbers per patch leave out.
+The encoder is computed, not trained: its convolutions hold the principal components of 8x8 patches exactly. Linear
+latents are nearly free to compute during training and close to Gaussian, which suits flow matching. The decoder is an
+ordinary trained network that restores what 16 numbers per patch leave out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a picture of the demo world shows: some subjects, a count of them, a place. No style in here."""
+"""The content of a picture of the demo world: subject, count and place. Style is separate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Content:
 
     @property
     def held_out(self) -> bool:
-        """Combinations that no training ever sees, though each of their parts is seen."""
+        """Whether the combination is held out. Its subject, count and place each occur in training."""
         key = f"{SUBJECTS[self.subject]}/{COUNTS[self.count]}/{PLACES[self.place]}"
         return zlib.crc32(key.encode()) % 1000 < 1000 * _HELD_OUT_SHARE
 

@@ -1,4 +1,4 @@
-"""The weights that ship with the pack: which files, how they are written and read outside the host."""
+"""The weights of the demo world: file names, writing, and reading without the host."""
 
 from __future__ import annotations
 

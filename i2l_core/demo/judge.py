@@ -1,7 +1,8 @@
-"""The judge of the demo world: reads content and style factors out of a picture, to measure what others made.
+"""The judge of the demo world: reads content and style factors of a picture, to measure generated pictures.
 
-It is trained on pictures of the generator alone, shares nothing with the predictor's encoder, and is never trained
-through. Style distance is a distance between known factors, not between features of unknown meaning.
+It is trained only on pictures of the generator (of both sides of the held-out split), shares nothing with the encoder
+of the predictor, and no network is trained through it. Style distance is a distance between known factors, not between
+learned features.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in B pictures. Class scores are logits; factors are points of `Style.factors`."""
+    """The readings of B pictures. Class scores are logits; factors are vectors as in `Style.factors`."""
 
     subject: Tensor  # (B, 8)
     count: Tensor  # (B, 3)

@@ -1,4 +1,4 @@
-"""A pool of rendered pictures on disk: many styles, several contents of each. Training reads nothing else."""
+"""A pool of rendered pictures on disk: many styles, each with several contents. All training reads from pools."""
 
 from __future__ import annotations
 

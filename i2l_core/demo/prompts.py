@@ -1,4 +1,4 @@
-"""The language of the demo world: prompts from contents and styles, and the word tokens of a prompt."""
+"""Prompts of the demo world: from contents and styles, and their word tokens."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
 
 def content_prompt(content: Content) -> str:
-    """Say what is in the picture: "two fish on the left"."""
+    """The prompt of a content: "two fish on the left"."""
     place = PLACES[content.place]
     where = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
     return f"{COUNTS[content.count]} {SUBJECTS[content.subject]} {where.get(place, 'in the middle')}"
 
 
 def style_prompt(style: Style) -> str:
-    """The part of a style that words can say: "neon, pink on blue". The rest only a picture shows."""
+    """The prompt of a style, as far as words describe it: "neon, pink on blue"."""
     return f"{style.name}, {hue_name(style.figure_hue)} on {hue_name(style.ground_hue)}"
 
 
@@ -44,12 +44,12 @@ def words_of(text: str) -> list[str]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words that mean nothing here, each once."""
+    """The unknown words of a prompt, each once."""
     return sorted({word for word in words_of(text) if word not in _IDS})
 
 
 def tokenise(text: str) -> list[int]:
-    """TOKENS ids; words of no meaning here become UNKNOWN, what is too long is cut. Both are logged."""
+    """TOKENS token ids; unknown words become UNKNOWN, long prompts are cut. Both are logged."""
     words, unknown = words_of(text), unknown_words(text)
     if unknown:
         logging.info("i2L demo: the demo model does not know %s", ", ".join(unknown[:5]))

@@ -1,4 +1,4 @@
-"""A style painted over a content: (content, style) -> picture. Techniques are one function each."""
+"""Render pictures: (content, style) -> picture. Each technique is one function."""
 
 from __future__ import annotations
 

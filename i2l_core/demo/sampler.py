@@ -1,6 +1,6 @@
-"""Sampling the demo world without a host: what KSampler does with euler and the simple scheduler, in a batch.
+"""Sample the demo model without ComfyUI, as KSampler does with euler and the simple scheduler.
 
-For training sheets and for measurements over hundreds of styles, each row of a batch with its own LoRA.
+For training sheets and measurements over hundreds of styles: each row of a batch has its own LoRA.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a picture of the demo world looks: a technique, a palette and continuous factors, all known."""
+"""The style of a picture of the demo world: technique, palette and continuous factors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Style:
 
     @property
     def held_out(self) -> bool:
-        """Technique and palette together decide the split: whole regions are unseen, not just exact values."""
+        """Whether the style is held out. Technique and palette decide, so whole regions are held out."""
         key = f"{self.name}/{hue_name(self.figure_hue)}/{hue_name(self.ground_hue)}"
         return zlib.crc32(key.encode()) % 1000 < 1000 * _HELD_OUT_SHARE
 

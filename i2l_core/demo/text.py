@@ -11,7 +11,7 @@ WIDTH = 128
 
 
 class TextEncoder(nn.Module):
-    """Token ids (B, TOKENS) int64 -> conditioning (B, TOKENS, WIDTH). Mixing words is the backbone's work."""
+    """Token ids (B, TOKENS) int64 -> conditioning (B, TOKENS, WIDTH). The backbone mixes the words."""
 
     def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None, ops=nn) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The cards (`i2l_core/card.py`) of nodes that put LoRAs on a MODEL."""
+"""The cards (`i2l_core/card.py`) of nodes that apply LoRAs to a MODEL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .patch import Fit
 
 
 def applied_card(applied: Applied) -> Card | None:
-    """The card of a LORA_MODEL that was applied. None for a kind that only the host can read."""
+    """The card of an applied LORA_MODEL; None for kinds of LoRA that only the host can read."""
     if applied.fit is None:
         return None
     role = "neutral" if applied.neutral else "style"

@@ -1,4 +1,4 @@
-"""Where predictors and LoRAs are: ComfyUI's folder list, with whatever extra_model_paths.yaml adds to it.
+"""The folders of predictors and LoRAs, from ComfyUI's list, with those of extra_model_paths.yaml.
 
 A predictor is a .safetensors file, or a folder with a program, a Diffusion Template, whose name ends with "/".
 """
@@ -20,7 +20,7 @@ LORAS = "loras"
 
 
 def register_predictors() -> None:
-    """Tell ComfyUI of models/i2l, for .safetensors files only. Paths it has already stay."""
+    """Register models/i2l with ComfyUI, for .safetensors files. Existing paths stay."""
     folder_paths.add_model_folder_path(PREDICTORS, os.path.join(folder_paths.models_dir, PREDICTORS))
     # a folder new to the host lists every file: replace its extensions, keep its paths
     paths, _ = folder_paths.folder_names_and_paths[PREDICTORS]

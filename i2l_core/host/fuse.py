@@ -1,4 +1,4 @@
-"""LoRAs from sockets, fused by a method and its settings as the node gives them, and a line about the result."""
+"""Fuse LoRAs from sockets with the method and settings of the node."""
 
 from __future__ import annotations
 

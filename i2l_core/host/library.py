@@ -1,4 +1,4 @@
-"""A folder of styles: each sub-folder of pictures is one style. In ComfyUI's input folder, or that of the pack."""
+"""Read style libraries: folders whose sub-folders hold the pictures of one style each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_FOLDERS = 10_000  # that are looked at for the list of a widget
 
 
 class FolderStyle(Sequence[Reference]):
-    """The pictures of one style, read when they are looked at: fifty styles are not in memory at once."""
+    """The pictures of one style, loaded on access, so that only one style is in memory at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(paths)
@@ -44,7 +44,7 @@ class FolderStyle(Sequence[Reference]):
 
 @dataclass(frozen=True)
 class Library:
-    """Styles by the names of their folders, and what could not be read: one line each."""
+    """Styles by folder name, and one line for each picture that could not be read."""
 
     styles: dict[str, FolderStyle]
     failures: tuple[str, ...]

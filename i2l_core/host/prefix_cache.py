@@ -1,6 +1,6 @@
-"""Keys and values of a prompt that a network keeps between forwards, whatever its weights are (HiDream-O1).
+"""The prefix cache of a network (HiDream-O1): keys and values of the prompt, kept between forwards.
 
-With another LoRA on the same prompt the old keys and values would be used.
+The network ignores changed weights, so with another LoRA it would reuse stale keys and values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KEPT = 4  # sets of LoRAs whose keys and values are kept at once: two branches,
 
 
 def clear_around_runs(model: ModelPatcher) -> None:
-    """Make every sampling of this patcher start and leave without cached keys and values."""
+    """Clear the prefix cache before and after every sampling of this patcher."""
     if not hasattr(model.model.diffusion_model, "clear_kv_cache"):
         return
     for moment in (CallbacksMP.ON_PRE_RUN, CallbacksMP.ON_CLEANUP):

@@ -1,4 +1,4 @@
-"""ComfyUI imported into a Python that it did not start, for commands that need its models and not its server."""
+"""Import ComfyUI without its server, for commands that need its models."""
 
 from __future__ import annotations
 

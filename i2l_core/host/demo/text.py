@@ -1,4 +1,4 @@
-"""The text encoder of the demo world behind a real CLIP object, so that the stock text nodes work."""
+"""The text encoder of the demo world as a CLIP, so that the text nodes of ComfyUI work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS = "i2l_tiny"
 class Tokeniser:
     """Text -> {"i2l_tiny": [[(id, weight), ...]]}, as the host's tokenisers give it.
 
-    The brackets of "(star:1.2)" are understood and left out: the demo world has no weights of words.
+    The brackets of "(star:1.2)" are parsed and ignored: the demo model has no word weights.
     """
 
     def __init__(

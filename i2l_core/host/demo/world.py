@@ -1,4 +1,4 @@
-"""The demo world as the host's own objects: MODEL, CLIP, VAE, and the predictor that belongs to them."""
+"""The demo world as MODEL, CLIP, VAE and predictor of the host."""
 
 from __future__ import annotations
 

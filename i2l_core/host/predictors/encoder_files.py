@@ -1,4 +1,4 @@
-"""The image encoders of i2L version 1 among the user's models: recognised by what is in the files, never by name."""
+"""Find the image encoders of i2L version 1 among the models of the user, by content and not by file name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the text encoder of Qwen-Image sees in a picture: hidden states of Qwen2.5-VL, from the user's own CLIP.
+"""Hidden states of Qwen-Image's text encoder (Qwen2.5-VL) for a picture, from a CLIP of the user.
 
 The picture goes where the image-edit template has one, with no words after it. Of the last hidden states, after the
 final norm, the 64 of the system prompt and "user" are dropped: (T, R), one state per 28x28 pixels and 7 around them.

@@ -1,4 +1,4 @@
-"""Any base model that ComfyUI loads, frozen and differentiable, with one LoRA per group of batch rows.
+"""Any base model of ComfyUI as a frozen, differentiable network, with one LoRA per group of batch rows.
 
 The model runs as the host samples it (`apply_model`, its own conditioning, its own time shift), so what is trained is
 what will be used. Weights stay outside of the host's memory management: nothing may move them during training.

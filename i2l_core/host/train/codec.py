@@ -1,4 +1,4 @@
-"""The VAE and the text encoder that a training config names, run by the host; each is loaded when first needed."""
+"""The VAE and text encoder named by a training config, run by the host and loaded when first needed."""
 
 from __future__ import annotations
 

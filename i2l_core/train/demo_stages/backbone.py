@@ -1,8 +1,8 @@
 """Stage `backbone`: the diffusion backbone and its text encoder, from scratch, on every style of the train pool.
 
-Half-way up, a small head must tell from the image tokens where the figures are. Figures look different in every
-technique but their outlines are the same, so this teaches shapes once for all techniques (the idea of
-representation alignment, arXiv 2410.06940, with the generator's own truth for features). The head is not exported.
+In the middle of the network a small head predicts from the image tokens where the figures are. Figures look different
+in every technique, but their outlines are the same, so this teaches shapes for all techniques at once (as
+representation alignment does, arXiv 2410.06940, here with masks of the generator). The head is not exported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def mask_targets(masks: Tensor) -> Tensor:
 
 
 def build(config: BackboneConfig, seed: int) -> tuple[Backbone, TextEncoder]:
-    """Fresh networks: every block starts as the identity, the output as zero."""
+    """New networks: every block is initialised as the identity, the output as zero."""
     torch.manual_seed(seed)
     backbone, text = Backbone(config), TextEncoder()
     for name, p in backbone.named_parameters():
@@ -59,7 +59,7 @@ def build(config: BackboneConfig, seed: int) -> tuple[Backbone, TextEncoder]:
 
 
 def is_hidden_matrix(name: str, p: Tensor) -> bool:
-    """Which parameters Muon takes: the matrices inside blocks, not embeddings, modulation or the output."""
+    """Whether Muon updates this parameter: matrices inside blocks, but not embeddings, modulation or output."""
     return p.ndim == 2 and (".attention." in name or ".feed_forward." in name)
 
 
@@ -70,7 +70,7 @@ def train(
     compiled: bool,
     start: tuple[Backbone, TextEncoder] | None = None,
 ) -> tuple[StageRun, Backbone, TextEncoder]:
-    """Flow matching on pool latents with drawn prompts; the text encoder learns along.
+    """Train with flow matching on latents of the pool and random prompts; the text encoder is trained too.
 
     `start`: trained networks to go on from, for a new run; a run that has a checkpoint ignores it.
     """

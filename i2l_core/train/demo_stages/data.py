@@ -1,4 +1,4 @@
-"""What the stages train on: the pool's latents, and prompts drawn for its pictures."""
+"""The training data of the stages: latents of the pool, and random prompts for its pictures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def latents_of(pool: Pool, basis: PatchBasis, block: int = 250) -> Tensor:
 
 
 def draw_prompt(content: Content, style: Style, rng: np.random.Generator) -> str:
-    """Prompts with and without words for the style, of the style alone, and none at all (for guidance)."""
+    """A random prompt: with or without words for the style, only the style, or empty (for CFG)."""
     u = rng.uniform()
     if u < 0.10:
         return ""

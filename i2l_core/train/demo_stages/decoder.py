@@ -1,6 +1,6 @@
-"""Stage `decoder`: restores pictures from the linear latents, on crops, with a little noise on the latents.
+"""Stage `decoder`: train the VAE decoder on crops, with a little noise on the latents.
 
-The noise stands for the small errors of sampled latents; without it the decoder would turn them into grain.
+The noise imitates small errors of sampled latents; without it the decoder would turn them into grain.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def train(
 
 
 def _edges(a: Tensor, b: Tensor) -> Tensor:
-    """Mean error of the differences between neighbours: blur costs more than a small shift of tone."""
+    """Mean error of the differences between neighbouring pixels: blur costs more than a small shift of tone."""
     d = a - b
     return d.diff(dim=2).abs().mean() + d.diff(dim=3).abs().mean()
 

@@ -1,7 +1,7 @@
-"""One training run of a stage: a folder with a checkpoint that resumes exactly, and a log.
+"""A training run of a stage: its folder holds a log and a checkpoint from which it resumes exactly.
 
-Nothing random is kept between steps: a stage draws everything of step n from `StageRun.generator(n)`, so a resumed run
-continues as if it had never stopped.
+No random state is kept between steps: a stage draws all random numbers of step n from `StageRun.generator(n)`, so a
+resumed run is identical to an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Stages `vision` and `judge`: networks that learn to see style from pictures of the generator.
+"""Stages `vision` and `judge`: networks that read the style of generated pictures.
 
-The vision encoder is what the predictor looks through: trained here on style factors, then frozen, as the paper's
-SigLIP2 is frozen. The judge measures results; it is trained apart, in other pictures, on contents and styles of both
-sides of the splits.
+`vision` trains the encoder of the predictor on style factors; afterwards it is frozen, as SigLIP2 is in the paper.
+`judge` trains the network that measures results, separately, on other pictures, with contents and styles of both
+sides of the split.
 """
 
 from __future__ import annotations
