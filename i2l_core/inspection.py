@@ -100,18 +100,18 @@ def _lora(header: FileHeader) -> Found | None:
     for key, shape in header.shapes.items():
         if not_of_the_model(key):
             continue
-        found = split_key(key)
-        if found is None:
+        part = split_key(key)
+        if part is None:
             return None
-        parts[found] = shape
+        parts[part] = shape
     downs = {name: shape for (kind, name), shape in parts.items() if kind == "down" and len(shape) == 2}
     ups = {name: parts.get(("up", name), ()) for name in downs}
     if not downs or any(len(shape) != 2 for shape in ups.values()):
         return None
     sizes = {name: (ups[name][0], downs[name][1]) for name in downs}
-    found = recognise_lora(sizes)
-    model, other = found.model, other_model(sizes)
-    made_for = " or ".join(f"a model of the {one.title}" for one in found.architectures)
+    lora = recognise_lora(sizes)
+    model, other = lora.model, other_model(sizes)
+    made_for = " or ".join(f"a model of the {one.title}" for one in lora.architectures)
     made_for = title_of(model.id) if model else other.title if other else made_for
     ranks = sorted({shape[0] for shape in downs.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"

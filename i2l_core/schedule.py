@@ -59,14 +59,14 @@ class Curve:
         if not text:
             return None
         parts = [part for part in re.split(r"[,;\n]", NAMED.get(text, text)) if part.strip()]
-        found = [_POINT.fullmatch(part) for part in parts]
-        if not all(found):
-            wrong = next((part for part, match in zip(parts, found, strict=True) if not match), text)
+        matches = [_POINT.fullmatch(part) for part in parts]
+        if not all(matches):
+            wrong = next((part for part, match in zip(parts, matches, strict=True) if not match), text)
             raise I2LError(
                 f"the curve {shown(wrong.strip())} cannot be read; write keyframes position: factor, such as "
                 f"0: 1, 0.5: 0.2, 1: 0, or one of: {', '.join(NAMED)}"
             )
-        return cls(tuple((float(match[1]), float(match[2])) for match in found if match))
+        return cls(tuple((float(match[1]), float(match[2])) for match in matches if match))
 
     def __call__(self, place: float) -> float:
         """The strength at a position; at a jump, the value after it."""

@@ -87,9 +87,9 @@ _STREAMS = (
 
 def position_of(weight: str) -> LayerPosition:
     """`weight`: a parameter of the diffusion model as `lora.Target` names it."""
-    found = re.match(r"(.*?)\.(\d+)\.", weight + ".")
+    match = re.match(r"(.*?)\.(\d+)\.", weight + ".")
     blocks, index = (
-        (found.group(1), int(found.group(2))) if found and not _numbered(found.group(1)) else ("", 0)
+        (match.group(1), int(match.group(2))) if match and not _numbered(match.group(1)) else ("", 0)
     )
     return LayerPosition(blocks, index, _first(_STREAMS, weight, ""), _kind(weight))
 

@@ -134,15 +134,15 @@ class Architecture:
         A size of 0, or a missing size, means that the model lacks the layers that use it.
         """
         counts = {_place(where): name for name, where in self.sizes.items() if isinstance(where, str)}
-        found = {}
+        shapes = {}
         for rule in self.rules:
             d_out, d_in = (_width(side, sizes) for side in rule.size)
             counted = counts.get(_place(rule.weight))
             if d_out and d_in:
                 shape = (d_out * (rule.part[1] if rule.part else 1), d_in)
                 for index in range(sizes.get(counted, 0) if counted else 1):
-                    found[f"{rule.weight.format(index)}.weight"] = shape
-        return found
+                    shapes[f"{rule.weight.format(index)}.weight"] = shape
+        return shapes
 
     def adapted_layers(self, weights: Weights) -> tuple[AdaptedLayer, ...]:
         """All Linear layers of this model that the table knows. Rules whose weights it lacks are skipped.
@@ -177,8 +177,8 @@ class BaseModel:
     def matches(self, weights: Weights) -> bool:
         if not self.architecture.matches(weights):
             return False
-        found = self.architecture.read_sizes(weights)
-        return all(found[name] == size for name, size in self.sizes.items())
+        sizes = self.architecture.read_sizes(weights)
+        return all(sizes[name] == size for name, size in self.sizes.items())
 
 
 def _indices(name: str, weights: Weights) -> Iterator[int]:

@@ -29,36 +29,36 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     try:
-        found = inspect_path(options.path)
+        inspection = inspect_path(options.path)
     except I2LError as error:
         sys.stderr.write(f"{_plain(str(error), 1000)}\n")
         return 1
-    lines = [json.dumps(asdict(found))] if options.json else _lines(options.path, found)
+    lines = [json.dumps(asdict(inspection))] if options.json else _lines(options.path, inspection)
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 
 
-def _lines(path: Path, found: Inspection) -> Iterator[str]:
-    tensors = sum(group.count for group in found.groups)
-    values = sum(group.count * math.prod(group.shape) for group in found.groups)
+def _lines(path: Path, inspection: Inspection) -> Iterator[str]:
+    tensors = sum(group.count for group in inspection.groups)
+    values = sum(group.count * math.prod(group.shape) for group in inspection.groups)
     size = f", {path.stat().st_size / 1e6:.1f} MB" if path.is_file() else ""
-    counted = f", {tensors} tensors, {values / 1e6:.1f} million values" if found.groups else ""
+    counted = f", {tensors} tensors, {values / 1e6:.1f} million values" if inspection.groups else ""
     yield f"{_plain(path.name)}{size}{counted}"
-    yield f"  what   {_plain(found.verdict, 1000)}"
-    yield f"  to do  {_plain(found.advice, 1000)}"
-    if found.groups:
+    yield f"  what   {_plain(inspection.verdict, 1000)}"
+    yield f"  to do  {_plain(inspection.advice, 1000)}"
+    if inspection.groups:
         yield ""
-        groups = sorted(found.groups, key=lambda group: -group.count * math.prod(group.shape))
+        groups = sorted(inspection.groups, key=lambda group: -group.count * math.prod(group.shape))
         rows = [_row(group) for group in groups[:MOST_GROUPS]]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         for count, shape, dtype, name in rows:
             yield f"  {count:>{widths[0]}} x {shape:>{widths[1]}} {dtype:<{widths[2]}}  {name}"
         yield from _more(len(groups) - MOST_GROUPS, "shapes")
-    if found.metadata:
+    if inspection.metadata:
         yield ""
-        for key in sorted(found.metadata)[:MOST_ENTRIES]:
-            yield f"  {_plain(key)}: {_plain(found.metadata[key])}"
-        yield from _more(len(found.metadata) - MOST_ENTRIES, "entries")
+        for key in sorted(inspection.metadata)[:MOST_ENTRIES]:
+            yield f"  {_plain(key)}: {_plain(inspection.metadata[key])}"
+        yield from _more(len(inspection.metadata) - MOST_ENTRIES, "entries")
 
 
 def _row(group: TensorGroup) -> tuple[str, str, str, str]:

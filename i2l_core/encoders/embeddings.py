@@ -23,10 +23,10 @@ class Embeddings:
         return len(self._kept)
 
     def get(self, key: Key) -> Tensor | None:
-        found = self._kept.get(key)
-        if found is not None:
+        value = self._kept.get(key)
+        if value is not None:
             self._kept.move_to_end(key)
-        return found
+        return value
 
     def keep(self, key: Key, value: Tensor) -> None:
         self._bytes -= self._kept.pop(key).nbytes if key in self._kept else 0

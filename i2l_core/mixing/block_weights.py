@@ -92,16 +92,16 @@ def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
 def _depths(lora: LoRA) -> dict[str, float]:
     """Weight -> depth 0..1, for weights in blocks, in the order of the forward pass."""
     places = {target.weight: position_of(target.weight) for target in lora.layers}
-    found = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
+    in_blocks = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
     lengths: dict[int, int] = {}  # by the rank of a run of blocks
-    for rank, index in found.values():
+    for rank, index in in_blocks.values():
         lengths[rank] = max(lengths.get(rank, 0), index + 1)
     starts, total = {}, 0
     for rank in sorted(lengths):
         starts[rank] = total
         total += lengths[rank]
     last = max(total - 1, 1)
-    return {weight: (starts[rank] + index) / last for weight, (rank, index) in found.items()}
+    return {weight: (starts[rank] + index) / last for weight, (rank, index) in in_blocks.items()}
 
 
 def _scaled(

@@ -175,15 +175,15 @@ def _joined(target: Target, layers: Sequence[LowRank]) -> LowRank:
 
 def _aligned(loras: Sequence[LoRA]) -> list[LoRA]:
     """The LoRAs, all on the whole of those weights of which they have the whole and rows, or rows that overlap."""
-    found: dict[str, set[tuple[int, int] | None]] = {}
+    rows_of: dict[str, set[tuple[int, int] | None]] = {}
     widths: dict[str, int] = {}
     base_model = common_base_model(loras)
     for lora in loras:
         for weight, width in row_widths(replace(lora, base_model=base_model)).items():
             widths[weight] = max(width, widths.get(weight, 0))
         for target in lora.layers:
-            found.setdefault(target.weight, set()).add(target.rows)
-    mixed = {weight for weight, rows in found.items() if _overlap(rows)}
+            rows_of.setdefault(target.weight, set()).add(target.rows)
+    mixed = {weight for weight, rows in rows_of.items() if _overlap(rows)}
     if not mixed:
         return list(loras)
     for lora in loras:
@@ -266,14 +266,16 @@ def _reweighted(lora: LoRA, gains: Callable[[Tensor], Tensor], untouched: int = 
     for targets in _batches({t: layer for t, layer in layers.items() if layer.rank > untouched}):
         up = _stacked([layers[target].up for target in targets])  # (n, d_out, k)
         down = _stacked([layers[target].down for target in targets])  # (n, k, d_in)
-        found = spectrum.directions(up, down)
-        gain = gains(found.values)
-        values = gain * found.values
-        kept += KeptEnergy(*(float(x.square().sum()) for x in (found.values - values, values, found.values)))
+        directions = spectrum.directions(up, down)
+        gain = gains(directions.values)
+        values = gain * directions.values
+        kept += KeptEnergy(
+            *(float(x.square().sum()) for x in (directions.values - values, values, directions.values))
+        )
         ranks = (values > spectrum.RESOLUTION * values[:, :1]).sum(1).clamp(min=1).tolist()
         most = max(ranks)
-        up = up @ (found.left * gain[:, None])[..., :most].to(up.dtype)
-        down = found.right[:, :most].to(down.dtype) @ down
+        up = up @ (directions.left * gain[:, None])[..., :most].to(up.dtype)
+        down = directions.right[:, :most].to(down.dtype) @ down
         for target, rank, layer_up, layer_down in zip(targets, ranks, up, down, strict=True):
             layers[target] = LowRank(layer_down[:rank], layer_up[:, :rank].contiguous())
     return replace(lora, layers=layers), kept

@@ -41,7 +41,9 @@ def inner(a: LowRank | LoRA, b: LowRank | LoRA) -> Tensor:
 
 def inner_by_weight(a: LoRA, b: LoRA) -> dict[str, Tensor]:
     """The inner product weight by weight, for every weight that `a` or `b` adapts."""
-    found = {target.weight: torch.zeros((), dtype=torch.float64) for lora in (a, b) for target in lora.layers}
+    products = {
+        target.weight: torch.zeros((), dtype=torch.float64) for lora in (a, b) for target in lora.layers
+    }
     others: dict[str, list[tuple[Target, LowRank]]] = {}
     for target, layer in b.layers.items():
         others.setdefault(target.weight, []).append((target, layer))
@@ -49,8 +51,8 @@ def inner_by_weight(a: LoRA, b: LoRA) -> dict[str, Tensor]:
         for other, other_layer in others.get(target.weight, ()):
             common = _common_rows(target, layer, other, other_layer)
             if common is not None:
-                found[target.weight] = found[target.weight] + inner(*common).cpu()
-    return found
+                products[target.weight] = products[target.weight] + inner(*common).cpu()
+    return products
 
 
 def cosine(a: LowRank | LoRA, b: LowRank | LoRA) -> Tensor:

@@ -183,17 +183,17 @@ def _read(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"and has too much: {listed(sorted(names - tensors.keys())) or 'nothing'}",
             )
         for name, tensor in tensors.items():
-            found = file.get_tensor(name)
-            if found.shape != tensor.shape:
+            stored = file.get_tensor(name)
+            if stored.shape != tensor.shape:
                 raise _damaged(
-                    path, f"{name} has the shape {tuple(found.shape)}, expected {tuple(tensor.shape)}"
+                    path, f"{name} has the shape {tuple(stored.shape)}, expected {tuple(tensor.shape)}"
                 )
             if isinstance(tensor, DTensor):
                 # each process reads the file itself
-                found = distribute_tensor(
-                    found.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
+                stored = distribute_tensor(
+                    stored.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
                 )
-            tensor.copy_(found)
+            tensor.copy_(stored)
 
 
 def _opened(path: Path) -> Any:

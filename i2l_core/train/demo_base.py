@@ -107,8 +107,8 @@ def _as_convolution(encoder: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (C, 3, PATCH, PATCH) and bias (C,) of the demo encoder: linear by construction, so one product does it."""
     count = 3 * PATCH * PATCH
     impulses = torch.cat([torch.zeros(1, count), torch.eye(count)]).view(-1, 3, PATCH, PATCH)
-    bias, found = encoder(impulses).flatten(1).split([1, count])
-    return (found - bias).T.reshape(-1, 3, PATCH, PATCH).contiguous(), bias[0]
+    bias, outputs = encoder(impulses).flatten(1).split([1, count])
+    return (outputs - bias).T.reshape(-1, 3, PATCH, PATCH).contiguous(), bias[0]
 
 
 class DemoBaseLoader:

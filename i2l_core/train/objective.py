@@ -43,8 +43,8 @@ class Objective(nn.Module):
         layers = None if bare else self._predict(batch.references)
         _, base = self._frozen
         with _as_it_is(batch.x.device):  # the base model runs as the host runs it
-            found = base.velocity(batch.x, batch.sigma, batch.texts, layers)
-            return (found.float() - batch.target).square().mean()
+            velocity = base.velocity(batch.x, batch.sigma, batch.texts, layers)
+            return (velocity.float() - batch.target).square().mean()
 
     def _predict(self, references: References) -> Layers:
         tokens, bias = reference_tokens(self._frozen[0], references, self._batch)

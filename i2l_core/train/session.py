@@ -70,7 +70,7 @@ def train(
         codec.check_prompt(prompt, name)
     encoded = open_encoded(config, data)
     if encoded.cache is not None:
-        used = [i for side in (styles, unseen) if side for found in side.members for i in found]
+        used = [i for side in (styles, unseen) if side for indices in side.members for i in indices]
         process = accelerator.process_index, accelerator.num_processes
         encoded.prepare(codec, used, process, _needs_empty(config), _progress if main else _silent)
         codec.release()

@@ -53,8 +53,8 @@ class Training:
         encoded: EncodedData,
         checkpoints: Checkpoints,
     ) -> None:
-        self._config, self._accelerator, self._base, self._coder = config, accelerator, base, codec
-        self._styles, self._unseen, self._material = styles, unseen, encoded
+        self._config, self._accelerator, self._base, self._codec = config, accelerator, base, codec
+        self._styles, self._unseen, self._encoded = styles, unseen, encoded
         self._split = BatchSplit(
             config.plan.batch, config.run.micro_batch, accelerator.process_index, accelerator.num_processes
         )
@@ -85,7 +85,7 @@ class Training:
             return
         log = TrainingLog(config.folder, self.step, steps, config.run.tensorboard) if main else None
         feed = MicroBatches(
-            self._styles, self._material, config.pairing, self._split, config.plan.seed
+            self._styles, self._encoded, config.pairing, self._split, config.plan.seed
         ).from_step(self.step, steps, config.data.workers)
         with contextlib.closing(log) if log else contextlib.nullcontext():
             while self.step < steps:
@@ -110,7 +110,7 @@ class Training:
         rounds, tried, own = self._split.rounds, [], torch.zeros((), device=self._accelerator.device)
         for turn in range(rounds):
             raw = next(feed)
-            batch = to_device(raw, self._base, self._coder, self._accelerator.device)
+            batch = to_device(raw, self._base, self._codec, self._accelerator.device)
             last = turn + 1 == rounds
             with contextlib.nullcontext() if last else self._accelerator.no_sync(self._objective):
                 loss = self._loss(batch)
@@ -141,7 +141,7 @@ class Training:
         """Describe the micro-batches of this device, which everything about them can be made from again; and end."""
         device = self._accelerator.process_index
         path = self._config.folder / f"bad-step-{self.step:08d}-device-{device}.json"
-        pictures = self._material.data.pictures
+        pictures = self._encoded.data.pictures
         described = [
             {
                 "loss": float(value),
@@ -199,8 +199,8 @@ class Training:
         return {"unseen_loss": round(with_lora / count, 5), "unseen_ratio": round(with_lora / without, 4)}
 
     def _batch(self, pairs: Sequence[Pair]) -> Batch:
-        raw = read(pairs, self._material)
-        return to_device(raw, self._base, self._coder, self._accelerator.device)
+        raw = read(pairs, self._encoded)
+        return to_device(raw, self._base, self._codec, self._accelerator.device)
 
     @torch.no_grad()
     def _sheet(self) -> None:
@@ -208,8 +208,8 @@ class Training:
         run, styles = self._config.run, self._unseen or self._styles
         table = replace(self._config.pairing, targets=_SHEET_PROMPTS, gray=0.0, single=0.0, empty_prompts=0.0)
         each = [
-            Styles(styles.data, (name,), (found,))
-            for name, found in zip(styles.names, styles.members, strict=True)
+            Styles(styles.data, (name,), (members,))
+            for name, members in zip(styles.names, styles.members, strict=True)
         ]
         pairs = [draw(one, table, 1, _UNSEEN_SEED, n)[0] for n, one in enumerate(each[: run.sheet_styles])]
         batch = self._batch(pairs)
@@ -220,13 +220,13 @@ class Training:
             noise = torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(0)).to(batch.x)
             negative = None
             if run.sheet_cfg != 1:
-                found = self._material.texts(0, "")
-                negative = self._coder.texts([""])[0] if found is None else found
+                texts = self._encoded.texts(0, "")
+                negative = self._codec.texts([""])[0] if texts is None else texts
                 negative = {name: tensor.to(batch.x.device) for name, tensor in negative.items()}
             draw_sheet(
                 self._config.folder / "sheets" / f"step-{self.step:08d}.png",
                 self._base,
-                self._coder,
+                self._codec,
                 run,
                 batch.references,
                 noise,

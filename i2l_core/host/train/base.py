@@ -189,14 +189,14 @@ def layers_of(network: nn.Module, weights: Weights, split_fused: bool) -> tuple[
             for name, module in network.named_modules()
             if isinstance(module, nn.Linear)
         )
-    found = {}
+    specs = {}
     for slot in architecture.adapted_layers(weights):
         if split_fused or slot.target.rows is None:
-            found[slot.target] = LayerSpec(slot.target.weight, slot.target.rows, slot.d_in, slot.d_out)
+            specs[slot.target] = LayerSpec(slot.target.weight, slot.target.rows, slot.d_in, slot.d_out)
         else:
             d_out, d_in = weights[f"{slot.target.weight}.weight"]
-            found[Target(slot.target.weight)] = LayerSpec(slot.target.weight, None, d_in, d_out)
-    return tuple(found.values())
+            specs[Target(slot.target.weight)] = LayerSpec(slot.target.weight, None, d_in, d_out)
+    return tuple(specs.values())
 
 
 def _id_of(weights: Weights, given: str) -> str:

@@ -165,8 +165,10 @@ def _header(file: Any) -> PredictorHeader:
             raise I2LError("expected a predictor file, but it is a LoRA; put it into models/loras")
         raise I2LError(f"expected the format {FORMAT}, got {shown(about.get('format'))}")
     if type(about.get("version")) is not int or about["version"] != VERSION:
-        found = shown(about.get("version"))
-        raise I2LError(f"predictor file version {found} is not known (known: {VERSION}); update ComfyUI-i2L")
+        version = shown(about.get("version"))
+        raise I2LError(
+            f"predictor file version {version} is not known (known: {VERSION}); update ComfyUI-i2L"
+        )
     about = check_entries("its metadata", about, _REQUIRED, ("about",))
     if about["family"] != FAMILY:
         raise I2LError(f"predictor family {shown(about['family'])} is not known (known: {FAMILY})")

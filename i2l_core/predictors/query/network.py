@@ -44,13 +44,13 @@ class BatchedLoRAs:
 
     def layers(self) -> dict[Target, tuple[Tensor, Tensor]]:
         """Target -> (down (B, k, d_in), up (B, d_out, k)), alpha folded into up, in the configured order."""
-        found: dict[tuple[str, int], Tensor] = {}
+        matrices: dict[tuple[str, int], Tensor] = {}
         for group, rows in zip(self.groups, self.rows, strict=True):
             for member, layer in enumerate(group.members):
-                found[group.kind, layer] = rows[:, member]
+                matrices[group.kind, layer] = rows[:, member]
         # columns of B: (B, k, d_out) -> (B, d_out, k)
         return {
-            layer.target: (found["A", i], found["B", i].transpose(1, 2))
+            layer.target: (matrices["A", i], matrices["B", i].transpose(1, 2))
             for i, layer in enumerate(self.config.layers)
         }
 
@@ -220,7 +220,7 @@ def _groups(config: QueryConfig) -> tuple[HeadGroup, ...]:
     for i, layer in enumerate(config.layers):
         members.setdefault(("A", layer.d_in), []).append(i)
         members.setdefault(("B", layer.d_out), []).append(i)
-    return tuple(HeadGroup(kind, width, tuple(found)) for (kind, width), found in sorted(members.items()))
+    return tuple(HeadGroup(kind, width, tuple(layers)) for (kind, width), layers in sorted(members.items()))
 
 
 def _cast(parameter: Tensor, like: Tensor) -> Tensor:

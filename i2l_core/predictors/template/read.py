@@ -168,13 +168,13 @@ def _class_name(value: ast.expr | None) -> str:
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    found = set()
+    packages = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            packages.add(node.module.split(".")[0])
+    return packages
 
 
 def _literal_weights(value: ast.expr | None) -> tuple[str, ...] | None:

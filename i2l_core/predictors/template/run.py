@@ -67,8 +67,8 @@ class LoadedTemplate:
             )
         others = tuple(sorted(str(key) for key in outputs if key != "lora"))
         if "lora" not in outputs:
-            found = f"only {listed(others)}, not supported yet" if others else "nothing"
-            raise I2LError(f"{name}: expected its program to return a lora, it returned {found}")
+            returned = f"only {listed(others)}, not supported yet" if others else "nothing"
+            raise I2LError(f"{name}: expected its program to return a lora, it returned {returned}")
         return _own_tensors(name, outputs["lora"]), others
 
 
@@ -138,9 +138,9 @@ def _build(template: Template, module: types.ModuleType, dtype: torch.dtype) -> 
         raise I2LError(f"{template.name}: its {PROGRAM} did not set TEMPLATE_MODEL when it ran")
     names = weight_names(getattr(module, "TEMPLATE_MODEL_PATH", None))
     if names is None:
-        found = shown(module.TEMPLATE_MODEL_PATH)
+        value = shown(module.TEMPLATE_MODEL_PATH)
         raise I2LError(
-            f"{template.name}: TEMPLATE_MODEL_PATH must name a file or a list of files, got {found}"
+            f"{template.name}: TEMPLATE_MODEL_PATH must name a file or a list of files, got {value}"
         )
     if names:
         config = getattr(module, "TEMPLATE_MODEL_CONFIG", None)
@@ -197,13 +197,13 @@ def _load_weights(name: str, model: Any, paths: Sequence[Path], dtype: torch.dty
                     f"{name}: {path.name} repeats tensors of another of its weight files: {listed(sorted(twice))}"
                 )
             where |= dict.fromkeys(file.keys(), file)
-        found = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
-        problems = [f"{key} is missing" for key in sorted(expected.keys() - found.keys())]
-        problems += [f"{key} is not expected" for key in sorted(found.keys() - expected.keys())]
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key, file in where.items()}
+        problems = [f"{key} is missing" for key in sorted(expected.keys() - shapes.keys())]
+        problems += [f"{key} is not expected" for key in sorted(shapes.keys() - expected.keys())]
         problems += [
-            f"{key} expected {expected[key]}, got {found[key]}"
-            for key in sorted(expected.keys() & found.keys())
-            if expected[key] != found[key]
+            f"{key} expected {expected[key]}, got {shapes[key]}"
+            for key in sorted(expected.keys() & shapes.keys())
+            if expected[key] != shapes[key]
         ]
         if problems:
             files = listed(path.name for path in paths)
@@ -225,10 +225,10 @@ def _opened(name: str, path: Path) -> Iterator[Any]:
 
 
 def _check_method(name: str, model: Any, method: str) -> None:
-    found = getattr(model, method, None)
-    if not callable(found):
+    function = getattr(model, method, None)
+    if not callable(function):
         raise I2LError(f"{name}: its network has no {method}, which a Diffusion Template needs")
-    kinds = {parameter.kind for parameter in inspect.signature(found).parameters.values()}
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise I2LError(
             f"{name}: {method} of its network does not accept **kwargs, which a Diffusion Template needs"

@@ -188,7 +188,7 @@ class V1Config:
 
 def kind_of(names: Iterable[str]) -> V1Kind | None:
     """The kind of a version 1 predictor with tensors of these names, or None when it is something else."""
-    modules = {found[1] for found in map(_NAME.fullmatch, names) if found}
+    modules = {match[1] for match in map(_NAME.fullmatch, names) if match}
     return next((kind for kind in KINDS if any(module in modules for module, _ in kind.parts)), None)
 
 
@@ -228,10 +228,10 @@ def recognise(shapes: Shapes) -> V1Config:
 def _common(shapes: Shapes, names: Iterable[str]) -> tuple[int, int]:
     """The shape that most of these matrices have."""
     names = list(names)
-    found = Counter(shapes[name] for name in names if len(shapes.get(name, ())) == 2)
-    if not found:
+    sizes = Counter(shapes[name] for name in names if len(shapes.get(name, ())) == 2)
+    if not sizes:
         raise I2LError(f"{names[0]} is missing, as in every other block; download the file again")
-    rows, columns = found.most_common(1)[0][0]
+    rows, columns = sizes.most_common(1)[0][0]
     return rows, columns
 
 

@@ -108,11 +108,11 @@ class V1Network(nn.Module):
         ups: dict[int, Tensor] = {}
         for head, rows in zip(config.heads, chain.from_iterable(decoded), strict=True):
             if head.matrix == "A":
-                part, found = rows.view(count, config.rank, head.width), downs
+                part, side = rows.view(count, config.rank, head.width), downs
             else:  # (N, d_out, rank) -> (d_out, N, rank)
-                part, found = rows.view(count, head.width, config.rank).transpose(0, 1), ups
+                part, side = rows.view(count, head.width, config.rank).transpose(0, 1), ups
             # memory of its own, or every layer would keep the whole product that it is a part of
-            found[head.layer] = part.clone(memory_format=torch.contiguous_format)
+            side[head.layer] = part.clone(memory_format=torch.contiguous_format)
         layers = {
             layer.target: layer.place(LowRank(downs[i].flatten(0, 1), ups[i].flatten(1)))
             for i, layer in enumerate(config.adapted_layers)
@@ -122,18 +122,18 @@ class V1Network(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of a file, by name: views of the stacked parameters."""
         config = self.config
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         places = chain.from_iterable(self.expand)
         for head, compress, expand in zip(config.heads, self.compress, places, strict=True):
-            found[f"{head.prefix}.proj_in.weight"] = compress
-            found[f"{head.prefix}.proj_out.weight"] = expand
+            tensors[f"{head.prefix}.proj_in.weight"] = compress
+            tensors[f"{head.prefix}.proj_out.weight"] = expand
         if self.residual_in is not None and self.residual_out is not None:
             for block, part_in, part_out in zip(
                 config.blocks, self.residual_in, self.residual_out, strict=True
             ):
-                found[f"{block.prefix}proj_residual.proj_in.weight"] = part_in
-                found[f"{block.prefix}proj_residual.proj_out.weight"] = part_out
-        return found
+                tensors[f"{block.prefix}proj_residual.proj_in.weight"] = part_in
+                tensors[f"{block.prefix}proj_residual.proj_out.weight"] = part_out
+        return tensors
 
     def _residual_codes(self, residuals: Tensor) -> Tensor:
         """(N, T, R) -> (blocks, N, c)"""

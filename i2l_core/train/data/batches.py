@@ -81,14 +81,14 @@ class MicroBatches(Dataset):
     def __init__(
         self, styles: Styles, encoded: EncodedData, pairing: PairingTable, split: BatchSplit, seed: int
     ) -> None:
-        self._styles, self._material, self._pairing = styles, encoded, pairing
+        self._styles, self._encoded, self._pairing = styles, encoded, pairing
         self._split, self._seed = split, seed
 
     def __getitem__(self, number: int) -> Raw | I2LError:
         step, turn = divmod(number, self._split.rounds)
         pairs = draw(self._styles, self._pairing, self._split.count, self._seed, step)[self._split.part(turn)]
         try:
-            return read(pairs, self._material)
+            return read(pairs, self._encoded)
         except I2LError as error:
             return error
 

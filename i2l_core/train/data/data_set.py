@@ -72,7 +72,7 @@ def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Style
     members: dict[str, list[int]] = {}
     for index, picture in enumerate(data.pictures):
         members.setdefault(picture.style, []).append(index)
-    small = [s for s, found in members.items() if len({data.pictures[i].content for i in found}) < 2]
+    small = [s for s, indices in members.items() if len({data.pictures[i].content for i in indices}) < 2]
     if small and small_styles != "drop":
         raise I2LError(
             f"{len(small)} of {len(members)} styles have fewer than two different contents, so references and "
@@ -83,7 +83,7 @@ def split_styles(data: DataSet, unseen: float, small_styles: str) -> tuple[Style
     measured = {s for s in members if zlib.crc32(s.encode()) % 10_000 < 10_000 * unseen}
     sides = []
     for keep in (lambda s: s not in measured, lambda s: s in measured):
-        chosen = {s: tuple(found) for s, found in members.items() if keep(s)}
+        chosen = {s: tuple(indices) for s, indices in members.items() if keep(s)}
         sides.append((tuple(chosen), tuple(chosen.values())))
     train = Styles(data, *sides[0])
     return train, Styles(data, *sides[1]) if measured else None, len(small)

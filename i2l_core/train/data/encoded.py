@@ -39,22 +39,22 @@ class EncodedData:
 
     def latent(self, index: int) -> Tensor | None:
         """(C, h, w) of a picture, or None where it has to be made on the spot. Raises I2LError when it is lost."""
-        found = self.data.latent(index)
-        if found is None and self.cache is not None and self.vae is not None:
+        latent = self.data.latent(index)
+        if latent is None and self.cache is not None and self.vae is not None:
             stored = self.cache.get(LATENTS, *self._latent_key(index))
             if stored is None:
                 raise I2LError(f"{self.data.pictures[index].name} has changed since the start; start again")
-            found = stored["latent"]
-        return found
+            latent = stored["latent"]
+        return latent
 
     def texts(self, index: int, prompt: str) -> Texts | None:
         """The embeddings of `prompt`: that of picture `index`, or "". None and errors as `latent`."""
-        found = self.data.texts(index) if prompt else None
-        if found is None and self.cache is not None:
-            found = self.cache.get(TEXTS, self.text, prompt)
-            if found is None:
+        texts = self.data.texts(index) if prompt else None
+        if texts is None and self.cache is not None:
+            texts = self.cache.get(TEXTS, self.text, prompt)
+            if texts is None:
                 raise I2LError(f"the text embeddings of {prompt[:80]!r} are gone from the cache; start again")
-        return found
+        return texts
 
     def pixels(self, index: int) -> Tensor:
         """(height, width, 3) uint8, as targets are seen."""

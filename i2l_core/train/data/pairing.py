@@ -63,7 +63,7 @@ def _pair(
     gray, same = rng.uniform() < table.gray, rng.uniform() < table.same_content
     if gray:  # so that gray pictures come to mean: no style in particular
         members = [styles.members[int(i)] for i in rng.integers(len(styles.members), size=table.targets)]
-        return [0] * n, [int(rng.choice(found)) for found in members], True
+        return [0] * n, [int(rng.choice(pictures)) for pictures in members], True
     content = {int(i): styles.data.pictures[int(i)].content for i in order}
     every = set(content.values())
     references: list[int] = []

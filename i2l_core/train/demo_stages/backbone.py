@@ -87,8 +87,8 @@ def train(
     def forward(
         x: Tensor, sigma: Tensor, ids: Tensor, target: Tensor, cover: Tensor
     ) -> tuple[Tensor, Tensor]:
-        found, tokens = backbone.forward_tapped(x, sigma, text(ids), tap=_TAP)
-        return (found - target).square().mean(), F.binary_cross_entropy_with_logits(head(tokens), cover)
+        velocity, tokens = backbone.forward_tapped(x, sigma, text(ids), tap=_TAP)
+        return (velocity - target).square().mean(), F.binary_cross_entropy_with_logits(head(tokens), cover)
 
     step_loss = torch.compile(forward) if compiled else forward
 
