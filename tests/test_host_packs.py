@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -770,6 +771,76 @@ def test_linears_that_never_run_are_refused(loras, ours: str):
         run(cfg_guider(styled, case), case)
     assert not any(getattr(module, "weight_function", None) for module in network(model).modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network(model).modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("lumina2", "layers.0.adaLN_modulation"),
+        ("lumina2", "x_embedder"),
+        ("flux2", "double_blocks.0.img_mlp"),
+        ("flux2", "img_in"),
+        ("qwen_image", "transformer_blocks.1.img_mod"),
+        ("qwen_image", "txt_in"),
+    ],
+)
+def test_a_part_that_is_computed_at_once_is_refused(host, name: str, part: str):
+    """A container and its Linears by one kernel, where only the block around them runs; and Linears of no block."""
+    model = build(name)
+    module = network(model).get_submodule(part)
+    kind: Any = type(module)
+
+    class Kernel(kind):
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            for part in (self,) if isinstance(self, torch.nn.Linear) else self:
+                linear = isinstance(part, torch.nn.Linear)
+                x = torch.nn.functional.linear(x, part.weight, part.bias) if linear else part(x)
+            return x
+
+    module.__class__ = Kernel
+    case = Case(name)
+    run(cfg_guider(model, case), case)
+    with pytest.raises(I2LError, match=rf"{re.escape(part)}.* without running them"):
+        run(cfg_guider(live_on(model, lora_for(model, seed=1)), case), case)
+
+
+def test_a_guest_that_a_node_forgets_troubles_one_sampling(loras):
+    """A node begins a run and never ends it; then plain samplings of the same model."""
+    style, _ = loras
+    model, case = build(NAME), Case(NAME)
+    plain = run(cfg_guider(model, case), case)
+    live_on(model, style).pre_run()
+    with pytest.raises(I2LError, match="a guider for two models"):
+        run(cfg_guider(model, case), case)
+    assert torch.equal(run(cfg_guider(model, case), case), plain)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network(model).modules())
+
+
+def test_a_prompt_that_a_node_writes_anew_stays_on_its_side(loras):
+    """The positive prompt is encoded again at each step, under another uuid, beside the guider's negative one."""
+    import comfy.sampler_helpers
+    import comfy.samplers
+
+    style, neutral = loras
+    styled, case = asymmetric_cfg(build(NAME), style, neutral)
+    positive = comfy.sampler_helpers.convert_cond(conditioning(NAME, 6))
+
+    def rewritten(model: Any) -> Any:
+        clone = model.clone()
+
+        def calc(args: dict[str, Any]) -> Any:
+            x, base = args["input"], args["model"]
+            new = comfy.samplers.encode_model_conds(base.extra_conds, positive, x, x.device, "positive")
+            conds = [new, args["conds"][1]]
+            return comfy.samplers.calc_cond_batch(base, conds, x, args["sigma"], args["model_options"])
+
+        clone.set_model_sampler_calc_cond_batch_function(calc)
+        return clone
+
+    anew = Case(NAME)
+    anew.conds = lambda: (conditioning(NAME, 6), case.conds()[1])  # type: ignore[method-assign]
+    truth = run(side_by_side(merged(NAME, style), merged(NAME, neutral), anew), anew)
+    close(run(cfg_guider(rewritten(styled), case), case), truth, 1e-4)
 
 
 def test_a_network_that_is_replaced_or_replayed_is_refused(loras):

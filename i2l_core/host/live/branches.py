@@ -53,8 +53,9 @@ def branches_of(
     """The branch of each cond list of a batch; None for a list that is neither the guider's nor plain CFG's."""
     first = (next((chunk_of.get(entry.get("uuid")) for entry in entries or ()), None) for entries in conds)
     branches = tuple(chunk.branch if chunk else None for chunk in first)
-    if not any(branches) and len(branches) == 2:
-        return Branch.POSITIVE, Branch.NEGATIVE  # the order of `comfy.samplers.sampling_function`
+    plain = Branch.POSITIVE, Branch.NEGATIVE  # the order of `comfy.samplers.sampling_function`
+    if len(branches) == 2 and all(known in (None, side) for known, side in zip(branches, plain, strict=True)):
+        return plain
     return branches
 
 

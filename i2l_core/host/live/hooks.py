@@ -1,7 +1,7 @@
 """One forward hook on each adapted Linear, and masks as weights of what they add.
 
-Hooks also count: a Linear whose parent module ran while it did not was computed by a function that reads its weight
-(a fused kernel), and what a hook adds would be lost there.
+Hooks also count: a Linear that did not run while a module around it did was computed by a function that reads its
+weight (a fused kernel), and what a hook adds would be lost there.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class ActiveLoRAs:
 class Hooks:
     """One forward hook on each Linear that any LoRA names. They add nothing outside of `acting`.
 
-    `layers`: weight -> its Linear.
+    `layers`: weight -> its Linear. `around`: name -> module, of the modules around them but the network itself.
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], parents: Mapping[str, nn.Module] | None = None
+        self, layers: Mapping[str, nn.Module], around: Mapping[str, nn.Module] | None = None
     ) -> None:
         self._acting: ActiveLoRAs | None = None
         self._slow: dict[str, nn.Module] = {}
@@ -70,8 +70,8 @@ class Hooks:
         try:
             for name, layer in layers.items():
                 self._handles.append(layer.register_forward_hook(self._hook(name)))
-            for name, parent in (parents or {}).items():
-                self._handles.append(parent.register_forward_pre_hook(self._enter(name)))
+            for name, module in (around or {}).items():
+                self._handles.append(module.register_forward_pre_hook(self._enter(name)))
         except BaseException:
             self.remove()
             raise
@@ -107,11 +107,17 @@ class Hooks:
         return bool(self._ran)
 
     def passed_by(self) -> list[str]:
-        """Layers that did not run since `begin_forward` although the module around them did."""
+        """Layers that did not run since `begin_forward` although a module around them did.
+
+        The network itself counts as run when any layer did: a node that skips a step enters it too.
+        """
+        if len(self._ran) == len(self._layers):
+            return []
+        left = (name for name in self._layers if name not in self._ran)
         return [
             name
-            for name in self._layers
-            if name not in self._ran and name.rpartition(".")[0] in self._entered
+            for name in left
+            if not self._entered.isdisjoint(modules_around(name)) or ("." not in name and self._ran)
         ]
 
     def refuse_passed_by(self) -> None:
@@ -152,6 +158,12 @@ class Hooks:
             return _add(name, args[0], out, products, acting)
 
         return add
+
+
+def modules_around(name: str) -> list[str]:
+    """Names of the modules that a layer is in, but for the network: a.b.c is in a.b and a."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def is_recorded(out: Tensor) -> bool:

@@ -26,7 +26,7 @@ from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, stack
 from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, ChunkOfUuid, branches_of, chunks_of
-from .hooks import ONE_LORA_FOR_BOTH, ActiveLoRAs, Hooks, TokenMasks, passed_by_message
+from .hooks import ONE_LORA_FOR_BOTH, ActiveLoRAs, Hooks, TokenMasks, modules_around, passed_by_message
 from .image_tokens import ImageTokens
 from .loras import LiveLoRA, LiveSet, check_mask_fits
 
@@ -305,10 +305,8 @@ class SamplingRun:
             if id(network) not in self._hooks:
                 names = [target.weight for target in self._live.targets]
                 layers = {name: self._layer(network, name) for name in names}
-                parents = {name.rpartition(".")[0] for name in names} - {""}
-                found = {
-                    name: parent for name in parents if (parent := _submodule(network, name)) is not None
-                }
+                around = {module for name in names for module in modules_around(name)}
+                found = {name: module for name in around if (module := _submodule(network, name)) is not None}
                 self._hooks[id(network)] = Hooks(layers, found)
             return self._hooks[id(network)]
 
