@@ -61,6 +61,20 @@ def backwards(model: Any) -> Any:
     return with_function(model, wrapper)
 
 
+def backwards_by_wrapper(model: Any) -> Any:
+    """The same by a wrapper with a key."""
+    import comfy.patcher_extension
+
+    def wrapper(
+        executor: Any, x: Any, t: Any, concat: Any, text: Any, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        return executor(x.flip(0), t.flip(0), concat, text.flip(0), *args, **kwargs).flip(0)
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "pack", wrapper)
+    return clone
+
+
 def tiles_together(model: Any) -> Any:
     """Both halves of all rows in one batch (MultiDiffusion)."""
 
@@ -251,6 +265,8 @@ REFUSED: dict[tuple[Callable[..., Any], str], str] = {  # all else is right
     (alone, "style_region"): TILES,
     (backwards, "asymmetric_cfg"): ORDER,
     (backwards, "style_region"): ORDER,
+    (backwards_by_wrapper, "asymmetric_cfg"): ORDER,
+    (backwards_by_wrapper, "style_region"): ORDER,
     (tiles_together, "asymmetric_cfg"): TILES,
     (tiles_together, "style_region"): TILES,
     (tiles_together, "mask"): MASK,
@@ -261,6 +277,7 @@ REFUSED: dict[tuple[Callable[..., Any], str], str] = {  # all else is right
 PACKS = [
     alone,
     backwards,
+    backwards_by_wrapper,
     tiles_together,
     tiles_in_turn,
     noisy_text,
@@ -1045,12 +1062,22 @@ class Split:
         models = [args["model"], self.patchers[1].model]
         models[1].current_patcher = self.patchers[1]
         out: list[Any] = [None, None]
+        both, first_is_done = threading.Barrier(2), threading.Event()
 
         def work(i: int) -> None:
+            def wrapper(apply_model: Any, given: dict[str, Any]) -> torch.Tensor:
+                both.wait()  # both batches have begun; the first ends before the second runs
+                if i == 1:
+                    first_is_done.wait()
+                return apply_model(given["input"], given["timestep"], **given["c"])
+
             with torch.inference_mode():
                 conds: Any = [cond if i == k else None for k, cond in enumerate(args["conds"])]
-                given = args["input"], args["sigma"], args["model_options"]
+                options = {**args["model_options"], "model_function_wrapper": wrapper}
+                given = args["input"], args["sigma"], options
                 out[i] = comfy.samplers.calc_cond_batch(models[i], conds, *given)[i]
+            if i == 0:
+                first_is_done.set()
 
         threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
         for thread in threads:

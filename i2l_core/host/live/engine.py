@@ -117,6 +117,7 @@ class LiveEngine:
             logging.warning(
                 "i2L: this model runs uncompiled while live LoRAs act on it; merged ones do compile"
             )
+        _innermost(guider.model_options)
         live, engines = self._with_negative_clone(guider)
         with contextlib.ExitStack() as scope:
             run = scope.enter_context(self._begin(live, read_conds(guider.conds), patcher, noise.shape))
@@ -205,8 +206,8 @@ class LiveEngine:
             return executor(model, conds, x, timestep, options)
         retained = getattr(options.get("context_handler"), "latent_retain_index_list", ())
         with run.cond_batch(conds, x, retained) as batch:
-            if run.differs_by_row and _WRAPPER in options:
-                options = {**options, _WRAPPER: _recorded(options[_WRAPPER], batch)}
+            if run.differs_by_row:
+                options = {**options, _WRAPPER: _recorded(options.get(_WRAPPER), batch)}
             if not self._must_split(conds):
                 return executor(model, conds, x, timestep, options)
             alone = ([cond if i == k else None for i, cond in enumerate(conds)] for k in range(len(conds)))
@@ -277,8 +278,17 @@ class _Watch:
         return False
 
 
-def _recorded(wrapper: Callable[..., Any], batch: CondBatch) -> Callable[..., Any]:
-    """A node's function around the model, which sees what it always does; the tensors that go into it are kept."""
+def _innermost(model_options: dict[str, Any]) -> None:
+    """Put our wrapper of a sampling's forwards behind those of other nodes, so that it sees what they made of them."""
+    wrappers = (
+        model_options.get("transformer_options", {}).get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    )
+    if _KEY in wrappers:
+        wrappers[_KEY] = wrappers.pop(_KEY)
+
+
+def _recorded(wrapper: Callable[..., Any] | None, batch: CondBatch) -> Callable[..., Any]:
+    """A node's function around the model, or none, which sees what it always does; what goes into it is kept."""
 
     def call(apply_model: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         batch.reference.tensors = {
@@ -287,7 +297,9 @@ def _recorded(wrapper: Callable[..., Any], batch: CondBatch) -> Callable[..., An
             if isinstance(value, Tensor) and value.ndim in (2, 3)  # text, not pictures
         }
         try:
-            return wrapper(apply_model, arguments)
+            if wrapper is not None:
+                return wrapper(apply_model, arguments)
+            return apply_model(arguments["input"], arguments["timestep"], **arguments["c"])
         finally:
             batch.reference.tensors = None
 

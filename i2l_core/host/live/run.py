@@ -37,13 +37,12 @@ Group = tuple[tuple[int, float], ...]  # (index of a live LoRA, its strength), w
 Plan = tuple[Group, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CondBatch:
     """The cond lists that the next forwards are chunks of.
 
-    `branches`: of each list. `rows`: of one chunk. `reference`: the tensors that ComfyUI made for the forward under
-    way, by name, where a node's wrapper stands between it and the model. `retained`: numbers of the pictures that
-    context windows over the batch keep.
+    `branches`: of each list. `rows`: of one chunk. `reference`: the text tensors that ComfyUI made for the forward
+    under way, by name. `retained`: numbers of the pictures that context windows over the batch keep.
     """
 
     branches: tuple[Branch | None, ...]
@@ -69,7 +68,8 @@ class SamplingRun:
     ) -> None:
         self._live = live
         self.chunk_of = chunk_of
-        self._batch: CondBatch | None = None
+        self._batches: list[CondBatch] = []
+        self._own = threading.local()  # the batch that this thread began
         self._latent = tuple(latent[-2:]) if latent else None
         self._layers = layers or {}
         self._windows = [_sigmas(one, sampling) for one in live.loras]
@@ -93,12 +93,20 @@ class SamplingRun:
         self, conds: Sequence[Sequence[Mapping[str, Any]] | None], x: Tensor, retained: Sequence[int] = ()
     ) -> Iterator[CondBatch]:
         """Within it forwards are chunks of these cond lists, for latents `x` (rows, C, ...)."""
-        outer, branches = self._batch, branches_of(conds, self.chunk_of)
-        self._batch = CondBatch(branches, x.shape[0], threading.local(), tuple(retained))
+        branches, outer = branches_of(conds, self.chunk_of), getattr(self._own, "batch", None)
+        batch = CondBatch(branches, x.shape[0], threading.local(), tuple(retained))
+        self._batches.append(batch)
+        self._own.batch = batch
         try:
-            yield self._batch
+            yield batch
         finally:
-            self._batch = outer
+            self._batches.remove(batch)
+            self._own.batch = outer
+
+    @property
+    def _batch(self) -> CondBatch | None:
+        """The batch that this thread began; in a thread for one device, the one that it is part of."""
+        return getattr(self._own, "batch", None) or (self._batches[-1] if self._batches else None)
 
     def is_inside(self, network: nn.Module) -> bool:
         """Whether a forward of this network is under way that the run knows of."""
@@ -172,7 +180,8 @@ class SamplingRun:
         arguments: Mapping[str, Any],
     ) -> ActiveLoRAs:
         count = len(plan)
-        rows = self._batch.rows if self._batch else x.shape[0] // count  # of one chunk
+        batch = self._batch
+        rows = batch.rows if batch else x.shape[0] // count  # of one chunk
         first, last = _span(plan)
         groups = plan[first:last] if len(set(plan[first:last])) > 1 else plan[first : first + 1]
         if len(set(plan)) == 1:
@@ -202,8 +211,8 @@ class SamplingRun:
     def _chunks(
         self, options: Mapping[str, Any], x: Tensor, arguments: Mapping[str, Any]
     ) -> tuple[Chunk, ...]:
-        branches = self._batch.branches if self._batch else None
-        found = chunks_of(options, self.chunk_of, branches)
+        batch = self._batch
+        found = chunks_of(options, self.chunk_of, batch.branches if batch else None)
         if not self.differs_by_row:
             return tuple(chunk or Chunk(Branch.POSITIVE) for chunk in found)
         if None in found:
@@ -213,7 +222,7 @@ class SamplingRun:
                 f"out (Perp-Neg Guider instead of Perp-Neg), or {ONE_LORA_FOR_BOTH}"
             )
         chunks = tuple(chunk for chunk in found if chunk is not None)
-        reference = getattr(self._batch.reference, "tensors", None) if self._batch else None
+        reference = getattr(batch.reference, "tensors", None) if batch else None
         if reference and len(set(chunks)) > 1:
             _check_order(reference, arguments, len(chunks), x.shape[0])
         return chunks
@@ -289,7 +298,8 @@ class SamplingRun:
                 "runs the model on tiles; use masked prompts (Conditioning Set Mask) instead of areas, and Style "
                 "Region instead of the mask"
             )
-        masks, window = in_window(masks, options, self._batch.retained if self._batch else ())
+        batch = self._batch
+        masks, window = in_window(masks, options, batch.retained if batch else ())
         tokens = ImageTokens.read(network, x, arguments)
         key = tokens, rows, x.device, window
         with self._lock:
