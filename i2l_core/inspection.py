@@ -59,7 +59,9 @@ def inspect_path(path: Path) -> Inspection:
         assert family is not None
         return Inspection(*family.describe(source))
     try:
-        with safe_open(path, framework="np") as file:  # maps nothing, so a file may be larger than the memory
+        with safe_open(
+            path, framework="np"
+        ) as file:  # does not map the file, so it may be larger than the memory
             header = FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
     except (SafetensorError, OSError) as error:
         said = describe_bytes(path, error)

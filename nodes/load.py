@@ -11,7 +11,7 @@ from .report import NodeReport
 from .sockets import CATEGORY, Predictor
 
 AUTO = "auto"
-ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # to what load_predictor calls float8
+ENCODER_WEIGHTS = {AUTO: None, "16 bit": False, "8 bit": True}  # option -> `float8` of load_predictor
 NO_FILES = "put a predictor into models/i2l"
 
 

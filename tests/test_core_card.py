@@ -46,7 +46,7 @@ def test_shares_are_those_of_the_squared_norms_of_the_dense_changes():
     assert [(section, index) for section, index, _ in found] == [
         ("main blocks", 0),
         ("main blocks", 1),
-        ("outside, of blocks", 0),
+        ("input/output, time layers", 0),
     ]
     shares = [energy / sum(by_block) for energy in by_block]
     assert [share for _, _, share in found] == pytest.approx(shares, abs=1e-4)
@@ -59,7 +59,7 @@ def test_blocks_are_in_the_order_in_which_a_picture_passes_through_them():
         ("image refiner", 0),
         ("main blocks", 2),
         ("main blocks", 10),
-        ("outside, of blocks", 0),
+        ("input/output, time layers", 0),
     ]
 
 

@@ -33,7 +33,7 @@ class LayerPosition:
     def section(self) -> str:
         """The title of the list of blocks, one per stream."""
         if not self.blocks:
-            return "outside, of blocks"
+            return "input/output, time layers"
         title = _titles().get(self.blocks, self.blocks.replace("_", " ").replace(".", " "))
         return f"{title}, {self.stream}" if self.stream and self.blocks in _two_streams() else title
 

@@ -13,7 +13,7 @@ import numpy as np
 SUBJECTS = ("star", "heart", "moon", "flower", "fish", "tree", "house", "mushroom")
 COUNTS = ("one", "two", "three")
 PLACES = ("left", "right", "top", "bottom", "middle")
-PARTS = ("subject", "count", "place")  # of a Content, and of what the judge reads
+PARTS = ("subject", "count", "place")  # fields of Content and of Verdict
 
 _HELD_OUT_SHARE = 0.15
 _TABLE_SIZE, _TABLE_REACH = 160, 2.0  # distance tables cover [-reach, reach] in units of a subject's radius

@@ -8,7 +8,7 @@ from torch import Tensor
 
 LIMIT = 256 << 20  # bytes; an embedding takes 11 kB, the hidden states of a picture up to 10 MB
 
-Key = tuple[str, str]  # who looked, at which picture
+Key = tuple[str, str]  # (id of the encoder, hash of the picture)
 
 
 class Embeddings:

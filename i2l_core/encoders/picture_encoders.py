@@ -40,8 +40,8 @@ class FileEncoder:
 
     file: EncoderFile
     memory: DeviceMemory
-    dtype: torch.dtype  # what it computes in
-    stored: torch.dtype  # what the weights of its Linears are kept in
+    dtype: torch.dtype  # dtype of the computation
+    stored: torch.dtype  # dtype in which the weights of its Linears are stored
     held: Any = field(default=None, init=False)  # its handle, while it is in memory
     _encoder: Any = field(default=None, init=False)
 
@@ -88,7 +88,7 @@ def file_encoder(
 
 
 def pooled_memory(config: PooledConfig, dtype: torch.dtype) -> int:
-    """Bytes that one picture takes in an encoder beside the weights, one of which is cast at a time."""
+    """Bytes to encode one picture, besides the weights; weights are cast one at a time."""
     states = config.tokens * (12 * config.width + 3 * config.mlp)
     return (states + 2 * config.width * config.mlp) * dtype.itemsize
 

@@ -30,7 +30,7 @@ from .cover import cover
 from .siglip import build_siglip
 
 MODEL_ID = "DiffSynth-Studio/General-Image-Encoders"
-SEEN = 1024  # side of the square that both encoders see the picture through, in pixels
+SEEN = 1024  # side in pixels of the square that both encoders read
 
 SIGLIP2 = "SigLIP2"
 DINOV3 = "DINOv3"
@@ -41,7 +41,7 @@ class EncoderKind:
     """What all sizes of an encoder share."""
 
     file: str  # in the repository MODEL_ID
-    width: int  # of the embedding that file gives
+    width: int  # width of its embedding
     mark: str  # a tensor that only this kind has
     block: str  # how the names of its blocks start
     mlp: str  # the tensor of a block that tells the width of its MLP

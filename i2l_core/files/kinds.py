@@ -29,7 +29,7 @@ def _starts(*starts: str) -> Callable[[str], bool]:
     return lambda key: key.startswith(starts)
 
 
-# a key of this kind -> what the file is; the first that any key meets
+# test of a key -> what the file is; the first test that any key passes
 _KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (_ends(*_LORA_ENDS), "it is a LoRA; put it into models/loras"),
     (

@@ -92,6 +92,6 @@ def check_dtypes(found: Iterable[str], which: str) -> torch.dtype:
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    # NaN and infinity reach the least or the largest value: ten times faster than asking every one
+    # NaN and infinity show in the minimum or the maximum: ten times faster than testing every value
     if tensor.numel() and not all(torch.isfinite(end) for end in tensor.aminmax()):
         raise I2LError(f"{name} holds NaN or infinite values; the file is damaged or its training diverged")

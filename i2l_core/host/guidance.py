@@ -1,4 +1,4 @@
-"""Asymmetric guidance (arXiv 2606.13809, eq. 7-9): a LoRA for each side of classifier-free guidance."""
+"""Asymmetric guidance (arXiv 2606.13809, eq. 7-9): different LoRAs on the positive and the negative side of CFG."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def asymmetric(
 ) -> ModelPatcher:
     """A clone of `model` that runs positive rows with `style` and negative rows with `neutral` (LORA_MODELs).
 
-    Both stay in one batched forward where the host batches them. Without `neutral` negative rows are those of the
-    model as it is; layers that only one of the two has are zero in the other. `schedule`: of both. Raises I2LError,
+    Both sides stay in one batched forward if the host batches them. Without `neutral` negative rows run the plain
+    model; a layer that only one LoRA has counts as zero in the other. `schedule`: for both LoRAs. Raises I2LError,
     before anything is cloned, for a LoRA that does not fit or numbers out of range.
     """
 
@@ -42,7 +42,7 @@ def asymmetric(
 
 
 def describe(model: ModelPatcher, cfg: float | None = None) -> str:
-    """One line for the node: which live LoRAs act where on a MODEL, and what `cfg` 1 means for them."""
+    """One line for the node: which live LoRA acts on which side, and a warning if `cfg` is 1."""
     parts = [f"{live.branch.value if live.branch else 'both sides'}: {live.fit}" for live in attached(model)]
     if has_no_negative_side(cfg):
         parts.append(NO_NEGATIVE_SIDE)

@@ -1,6 +1,6 @@
-"""LoRAs on ComfyUI's own LORA_MODEL sockets: a dict of tensors under names that the host maps.
+"""Values of LORA_MODEL sockets: a dict of tensors under names that ComfyUI maps, with our LoRA attached.
 
-Core nodes (Load LoRA Model, Save LoRA Weights) read the tensors; our nodes read the value they stand for.
+Core nodes (Load LoRA Model, Save LoRA Weights) read the tensors; our nodes read `lora`.
 """
 
 from __future__ import annotations

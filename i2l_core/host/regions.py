@@ -1,9 +1,9 @@
-"""Styles in parts of a picture: each region is a conditioning with a mask, and rows of its own in the forward.
+"""Style regions: each region is a conditioning with a mask and has batch rows of its own in the forward.
 
     x0 = sum_r m_r x0_r / sum_r m_r        the host's own mix of masked conditionings, at every step
 
-Masks on tokens (`live.loras.LiveLoRA.mask`) need no further rows, but where tokens agree on one style by attention
-both styles end up everywhere: docs/fusion.md has the figures.
+Masks on tokens (`live.loras.LiveLoRA.mask`) need no further rows, but image tokens attend to each other, so the styles
+mix in the whole picture: docs/fusion.md has the figures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from .lora_model import fit_lora_model
 Conditioning = list[list[Any]]
 
 _KEY = "i2l_regions"
-_WHOLE = "i2l_without_regions"  # in the values of each entry: what was asked for before the first region
+_WHOLE = (
+    "i2l_without_regions"  # in the values of each entry: the positive conditioning before the first region
+)
 
 
 def add_region(
@@ -38,7 +40,7 @@ def add_region(
     schedule: Schedule = ALWAYS,
     prompt: Conditioning | None = None,
 ) -> tuple[ModelPatcher, Conditioning]:
-    """(a clone of `model`, `positive` with one region more), which belong together; what came in stays as it is.
+    """Returns (a clone of `model`, `positive` with one more region), to be used together. The inputs do not change.
 
     Inside of `mask`, (N, H, W) in 0..1, the LORA_MODEL `value` acts and `prompt` is drawn, or without one what
     `positive` asked for before its first region; outside of it all is as it was. A region lies on top of earlier

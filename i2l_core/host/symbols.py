@@ -1,4 +1,4 @@
-"""Everything of ComfyUI that the pack uses, checked once when this room is imported: what a host lacks is named.
+"""The symbols of ComfyUI that the pack uses. They are checked once at import, and missing ones are named.
 
 `NAMES`: module -> what is taken from it. `MEMBERS`: class -> its methods and attributes that are used on its objects.
 A test holds `NAMES` to the source of the pack. Add what you use here.

@@ -93,7 +93,7 @@ def _depths(lora: LoRA) -> dict[str, float]:
     """Weight -> depth 0..1, for weights in blocks, in the order of the forward pass."""
     places = {target.weight: position_of(target.weight) for target in lora.layers}
     in_blocks = {weight: (place.order[0], place.index) for weight, place in places.items() if place.blocks}
-    lengths: dict[int, int] = {}  # by the rank of a run of blocks
+    lengths: dict[int, int] = {}  # by the position of a list of blocks in the forward pass
     for rank, index in in_blocks.values():
         lengths[rank] = max(lengths.get(rank, 0), index + 1)
     starts, total = {}, 0
@@ -127,7 +127,7 @@ def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRa
     shared = attention_part_of(target.weight)
     rows = shared is not None and shared.along == "rows"
     whole, other = (layer.d_out, layer.d_in) if rows else (layer.d_in, layer.d_out)
-    # other networks have layers of this name with other parts, FLUX.1 for one: sizes tell
+    # other networks, such as FLUX.1, have layers of this name with other parts: compare sizes
     if shared is None or target.rows is not None or whole != shared.parts * other:
         raise I2LError(
             f"{target}: this layer joins attention and MLP in an unknown way; set attention and mlp to the same value"

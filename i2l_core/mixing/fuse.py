@@ -27,7 +27,7 @@ from ..lora import LoRA, LowRank, Target, to_whole_weights
 from . import spectrum
 from .whole_weights import row_widths
 
-_BATCH = 2**22  # elements of factors that are decomposed at once: bounds the memory, not the result
+_BATCH = 2**22  # elements of factors decomposed at once: limits memory, does not change the result
 
 _Pairs = Sequence[tuple[LoRA, float]]
 
@@ -174,7 +174,7 @@ def _joined(target: Target, layers: Sequence[LowRank]) -> LowRank:
 
 
 def _aligned(loras: Sequence[LoRA]) -> list[LoRA]:
-    """The LoRAs, all on the whole of those weights of which they have the whole and rows, or rows that overlap."""
+    """The LoRAs on whole weights where they address a weight both as a whole and by rows, or by overlapping rows."""
     rows_of: dict[str, set[tuple[int, int] | None]] = {}
     widths: dict[str, int] = {}
     base_model = common_base_model(loras)

@@ -66,8 +66,8 @@ class Predictor(ABC):
 class Runtime(DeviceMemory, Protocol):
     """Where predictors run: under ComfyUI's memory management, or on one device without it (`plain_runtime`)."""
 
-    embeddings: Embeddings  # of the pictures that encoders have seen
-    encoder_hint: str  # how to say where image encoders are; empty: the folders of ComfyUI are searched
+    embeddings: Embeddings  # cached embeddings of pictures
+    encoder_hint: str  # advice on naming image encoders; empty: the folders of ComfyUI are searched
     runs_programs: bool  # whether programs of Diffusion Templates can run here, if they are allowed to
 
     def encoder_files(self) -> Iterable[EncoderFile]:

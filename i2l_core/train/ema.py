@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Ema:
-    """`tensors`: one of each parameter's shape, and spread over devices as it is."""
+    """`tensors`: one per parameter, with its shape and sharding."""
 
     def __init__(self, params: Mapping[str, nn.Parameter], keep: float) -> None:
         self._params, self._keep = params, keep

@@ -71,5 +71,5 @@ def reference_tokens(
 
 
 def _as_it_is(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Without mixed precision; the meta device, on which costs are counted, knows none."""
+    """A context without mixed precision. The meta device, on which costs are counted, does not support it."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

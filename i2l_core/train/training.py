@@ -179,7 +179,7 @@ class Training:
             for module in self._objective.modules():
                 if isinstance(
                     module, FSDPModule
-                ):  # it keeps what it gathered, until a backward pass that never comes
+                ):  # otherwise FSDP keeps gathered parameters until a backward pass that never runs
                     module.reshard()
 
     @torch.no_grad()

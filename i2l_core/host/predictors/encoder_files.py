@@ -17,7 +17,7 @@ CLIP_VISION = "clip_vision"
 
 
 def encoder_files() -> Iterator[EncoderFile]:
-    """All of either kind, of any size."""
+    """All image encoder files of both kinds, of any size."""
     register_predictors()
     for folder in (CLIP_VISION, PREDICTORS):
         for name in folder_paths.get_filename_list(folder):

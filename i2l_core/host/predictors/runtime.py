@@ -1,6 +1,6 @@
-"""Predictors under ComfyUI's memory management: their networks are ordinary model patchers, as checkpoints are.
+"""The runtime of predictors under ComfyUI's memory management: their networks are ordinary model patchers.
 
-Loading them frees only what is missing, so a checkpoint stays on the GPU when there is room.
+Loading them frees only as much memory as needed, so a checkpoint stays on the GPU if there is room.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class _Whole(nn.Module):
 
 @functools.cache
 def comfy_runtime() -> ComfyRuntime:
-    """The one of this server: pictures that an encoder has seen are not looked at again."""
+    """The runtime of this server. It caches embeddings, so no picture is encoded twice."""
     return ComfyRuntime()
 
 

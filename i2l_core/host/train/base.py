@@ -36,7 +36,7 @@ _DTYPES = {"stored": None, "bfloat16": torch.bfloat16, "float16": torch.float16,
 
 
 class HostBaseLoader:
-    """A `train.tool.session.BaseLoader`."""
+    """A `train.session.BaseLoader`."""
 
     def codec(self, table: BaseTable, device: torch.device) -> HostLatentCodec:
         return HostLatentCodec(table)
@@ -86,7 +86,7 @@ class _WithoutOut(TorchFunctionMode):
 
 
 class HostBase:
-    """A `train.tool.base.Base`. Use it within `training()`."""
+    """A `train.base.Base`. Use it within `training()`."""
 
     def __init__(
         self, model: BaseModel, device: torch.device, id: str, checkpointing: bool, split_fused: bool

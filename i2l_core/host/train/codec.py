@@ -27,7 +27,7 @@ _TOKENIZERS = {
 
 
 class HostLatentCodec:
-    """A `train.tool.base.LatentCodec`."""
+    """A `train.base.LatentCodec`."""
 
     def __init__(self, table: BaseTable) -> None:
         self._table = table

@@ -36,7 +36,7 @@ class QueryPredictor(Predictor):
 
     loaded: LoadedPredictor
     runtime: Runtime
-    dtype: torch.dtype  # what both compute in
+    dtype: torch.dtype  # dtype of the computation
     encoder: Any
     network: Any
     # by weight and mask of each reference: all that a neutral LoRA depends on

@@ -100,7 +100,7 @@ def load_template(template: Template, dtype: torch.dtype, allow_code: bool) -> L
     it stays loaded then.
     """
     for name in template.weights or ():
-        weight_path(template, name)  # what can be said without running it comes first
+        weight_path(template, name)  # errors that need no running program come first
     check_allowed(template.name, allow_code)
     loader = _Source(f"_i2l_template_{uuid.uuid4().hex}", template)
     module = importlib.util.module_from_spec(loader.spec())

@@ -120,7 +120,7 @@ class V1Predictor(Predictor):
         return encoders
 
     def _file_encoder(self, file: EncoderFile) -> FileEncoder:
-        """The one in memory, if it is of this file as it is now."""
+        """The encoder in memory, if its file has not changed."""
         encoder = file_encoder(file, self.runtime, self.loaded.dtype, self.float8)
         kept = self.encoders.get(file.config.kind)
         if kept is None or kept.id != encoder.id:

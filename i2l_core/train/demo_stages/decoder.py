@@ -23,7 +23,7 @@ _NOISE = 0.08  # standard deviation on latents of unit variance
 def train(
     folder: Path, plan: Plan, basis: PatchBasis, start: nn.Module | None = None
 ) -> tuple[StageRun, nn.Sequential]:
-    """`start`: a trained decoder to go on from, for a new run."""
+    """`start`: a trained decoder from which a new run continues."""
     torch.manual_seed(plan.seed)
     pool, unseen = train_pool(), test_pool()
     decoder = build_decoder()
