@@ -216,6 +216,11 @@ class FrontEnd:
         self.settle()
         return self.ask("() => seen.ends.at(-1)")
 
+    def exported(self) -> dict[str, dict[str, Any]]:
+        """The prompt that the front end would queue; of what newer ones add to a node's `_meta`, the title alone."""
+        found = self.ask("async () => (await app.graphToPrompt()).output")
+        return {key: {**node, "_meta": {"title": node["_meta"]["title"]}} for key, node in found.items()}
+
     def click_run(self) -> None:
         self.page.get_by_test_id("queue-button").click()
 

@@ -101,7 +101,7 @@ def test_it_opens_whole(front_end: FrontEnd, comfy_server: ComfyServer, model_fi
     assert front_end.ask(TROUBLE) == []
     assert front_end.page.get_by_test_id("error-overlay").count() == 0
     assert front_end.ask(MISPLACED) == []
-    exported = front_end.ask("async () => (await app.graphToPrompt()).output")
+    exported = front_end.exported()
     assert exported == graph_to_api(workflow, comfy_server.client().object_info())
     front_end.ask(REPORT)
     front_end.show_all()
