@@ -241,7 +241,7 @@ def _sampled_by_guider(
     noise = flow.add("RandomNoise", Look(control="randomize"), noise_seed=0)["noise"]
     guider = flow.add(
         "AsymmetricGuider",
-        Look("Style", column=1, room=CARD),
+        Look("Style", column=1, room=CARD + 60),
         model=world.model,
         positive=prompts[0],
         negative=prompts[1],
