@@ -42,6 +42,13 @@ def weights_by_key(patcher) -> dict[str, torch.Tensor]:
     return patcher.model.state_dict()
 
 
+def place(key: Any) -> tuple[str, Any, Any]:
+    """(parameter, (dim, start, length) or None, function or None) of core's key, which may be the parameter alone."""
+    parts: list[Any] = [key] if isinstance(key, str) else list(key)
+    weight, offset, function, *_ = [*parts, None, None]
+    return weight, offset, function
+
+
 def core_reads(patcher, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weight -> what core's own loader adds to it."""
     import comfy.lora
@@ -50,7 +57,7 @@ def core_reads(patcher, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
     weights = weights_by_key(patcher)
     found: dict[str, torch.Tensor] = {}
     for key, adapter in patches.items():
-        weight, offset, function = (key, None, None) if isinstance(key, str) else (*key, None)[:3]
+        weight, offset, function = place(key)
         before = found.get(weight, torch.zeros_like(weights[weight]))
         patch = [(1.0, adapter, 1.0, offset, function)]
         found[weight] = comfy.lora.calculate_weight(patch, before.clone(), weight)
@@ -185,7 +192,7 @@ def test_every_name_that_core_reads_is_read_by_us(patcher):
     table, weights = architecture(patcher), patcher.model.state_dict()
     seen = 0
     for name, where in core_names(patcher).items():
-        weight, offset = (where, None) if isinstance(where, str) else where[:2]
+        weight, offset, _ = place(where)
         shape = weights[weight].shape if weight in weights else ()
         if (
             not weight.endswith(".weight")
@@ -266,18 +273,31 @@ def test_what_is_not_of_the_diffusion_model_is_said_by_every_node(host, mode):
     text = {f"text_encoders.q.lora_{part}.weight": torch.randn(4, 4) for part in ("down", "up")}
     extra = {**text, "bundle_emb.0.qwen": torch.randn(2, 64)}
     _, applied = apply_lora_model(patcher, {**tensors, **extra}, 1.0, mode)
-    assert str(applied).endswith("; left out: 1 layers of a text encoder; left out: 1 embeddings")
+    assert str(applied).endswith("; left out: layers of a text encoder (1), embeddings (1)")
     card = applied_card(applied)
     assert card is not None
     assert [(warning["id"], warning["n"]) for warning in card["warnings"]] == [("left_out", 2)]
     styled = asymmetric(patcher, {**tensors, **extra}, tensors)
-    assert "left out: 1 layers of a text encoder" in describe(styled)
+    assert "left out: layers of a text encoder (1), embeddings (1)" in describe(styled)
     assert [warning["n"] for warning in guidance_card(styled)["warnings"]] == [2]
     norm = {"diffusion_model.layers.0.attention_norm1.diff": torch.randn(256)}
     _, applied = apply_lora_model(patcher, {**tensors, **extra, **norm}, 1.0)  # read by the host
-    assert "all of them placed; left out: 2 layers of a text encoder" in str(applied) or "left out: 1" in str(
-        applied
-    )
+    assert str(applied).endswith("all of them placed; left out: layers of a text encoder (1), embeddings (1)")
+
+
+def test_a_lora_of_an_unknown_model_is_left_to_core_under_the_names_it_came_with(host):
+    """Its file, read by us: merged as core merges it, not compared with names that we do not know."""
+    from i2l.i2l_core.host.apply import apply_lora_model
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    patcher = build("lumina2")
+    patcher.model.diffusion_model.register_buffer("__ming_image__", torch.zeros(1))  # none of ours
+    down, up = torch.randn(2, 256), torch.randn(256, 2)
+    name = "layers.0.attention.out"
+    lora = LoRA({Target(f"lora_unet_{name.replace('.', '_')}"): LowRank(down, up)})
+    styled, applied = apply_lora_model(patcher, PredictedLoRA(lora), 1.0)
+    assert str(applied) == "1 LoRA layers, all of them placed"
+    assert set(styled.patches) == {f"diffusion_model.{name}.weight"}
 
 
 def test_a_cure_is_advised_only_where_there_is_one(host):

@@ -223,6 +223,33 @@ def test_what_is_saved_in_any_layout_is_loaded_again(folders: Path, layout: Any,
     assert shown.as_dict()["text"][0].endswith("for i2l-tiny")
 
 
+def test_saving_says_what_core_does_not_know_and_what_was_left_out(folders: Path):
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+    from i2l.nodes.load_file import LoadLoRAFile
+    from i2l.nodes.save import SavePredictedLoRA
+
+    layers = {
+        Target(name): LowRank(torch.randn(2, 64), torch.randn(64, 2))
+        for name in ("time_in.out_layer", "double_blocks.0.img_attn.proj")
+    }
+    flux = PredictedLoRA(LoRA(layers, base_model="flux2-dev"))
+    texts = {}
+    for layout in ("ComfyUI", "diffusers"):
+        out: Any = SavePredictedLoRA.execute(flux, f"flux/{layout}", layout=layout)  # type: ignore[arg-type]
+        texts[layout] = out.ui.as_dict()["text"][0]
+    assert texts["ComfyUI"] == f"saved as {os.path.join('flux', 'ComfyUI.safetensors')}"
+    assert "ComfyUI's Load LoRA does not know 1 of its layers by these names" in texts["diffusers"]
+
+    text_encoder = {f"lora_te_q.lora_{part}.weight": torch.randn(4, 4) for part in ("down", "up")}
+    save_file({**predicted(), **text_encoder}, folders / "loras" / "both.safetensors")
+    loaded: Any = LoadLoRAFile.execute("both.safetensors", "auto")
+    assert loaded.ui.as_dict()["text"][0].endswith("; left out: layers of a text encoder (1)")
+    again: Any = SavePredictedLoRA.execute(loaded[0], "again")
+    assert (
+        again.ui.as_dict()["text"][0] == "saved as again.safetensors; left out: layers of a text encoder (1)"
+    )
+
+
 def test_numbers_too_large_for_a_precision_are_refused(folders: Path):
     from i2l.nodes.save import SavePredictedLoRA
 

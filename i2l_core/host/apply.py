@@ -7,7 +7,6 @@ only logs a wrong shape: here both are errors.
 
 from __future__ import annotations
 
-import collections
 import logging
 import math
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from ..lora_files.keys import not_of_the_model
+from ..lora_files.keys import left_out, not_of_the_model
 from ..lora_files.tensors import OtherKind
 from ..schedule import ALWAYS, Schedule
 from .live.engine import attach
@@ -89,7 +88,8 @@ def apply_lora_model(
             "no mask"
         )
     architecture = architecture_of(model)
-    if mode == MERGED and architecture is None and not isinstance(value, PredictedLoRA):
+    ours = isinstance(value, PredictedLoRA) and value.lora.base_model != ""
+    if mode == MERGED and architecture is None and not ours:
         return _apply_by_host(model, value, strength)
     try:
         lora = lora_of(value, architecture)
@@ -124,7 +124,7 @@ class _Recorder(dict[str, Tensor]):
 def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[ModelPatcher, Applied]:
     if not isinstance(tensors, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(tensors).__name__}")
-    left_out = collections.Counter(what for key in tensors if (what := not_of_the_model(key)))
+    elsewhere = tensors.lora.left_out if isinstance(tensors, PredictedLoRA) else left_out(tensors)
     # torch only converts 8 bit floats; bfloat16 holds each of their values
     tensors = {
         key: tensor.bfloat16() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
@@ -150,7 +150,7 @@ def _apply_by_host(model: ModelPatcher, tensors: Any, strength: float) -> tuple[
         raise I2LError(f"the LoRA does not fit this MODEL: {listed(wrong)}; use one made for this model")
 
     return with_patches(model, patches, strength), Applied(
-        None, len(patches), MERGED, strength, left_out=left_out
+        None, len(patches), MERGED, strength, left_out=elsewhere
     )
 
 

@@ -57,7 +57,8 @@ class Fit:
 
 def left_out_text(left_out: Mapping[str, int]) -> str:
     """What a node adds to its line for what is not of the diffusion model, or nothing."""
-    return "".join(f"; left out: {count} {what}" for what, count in left_out.items())
+    what = ", ".join(f"{what} ({count})" for what, count in left_out.items())
+    return f"; left out: {what}" if what else ""
 
 
 def weights_of(model: ModelPatcher) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ What is between them is a layer's name (`names`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 TensorKind = Literal["down", "up", "alpha"]
@@ -84,6 +85,16 @@ def are_pair(down: str, up: str) -> bool:
 def not_of_the_model(key: object) -> str:
     """What a key is of when it is not of the diffusion model: of a text encoder, or embeddings; else ""."""
     return next((what for what, start in _NOT_OF_THE_MODEL if start.match(str(key))), "")
+
+
+def left_out(keys: Iterable[object]) -> dict[str, int]:
+    """How many layers or embeddings of each such kind there are under these keys."""
+    found: dict[str, set[object]] = {}
+    for key in keys:
+        if what := not_of_the_model(key):
+            tensor = split_key(key)
+            found.setdefault(what, set()).add(tensor[1] if tensor else key)
+    return {what: len(names) for what, names in found.items()}
 
 
 def other_kind(key: object) -> str:

@@ -19,7 +19,17 @@ from ..base_models import Architecture, find_model, other_model
 from ..checks import listed
 from ..errors import I2LError
 from ..lora import LoRA, LowRank, Target
-from .keys import KeyFormat, TensorKind, are_pair, host_name, keys_of, not_of_the_model, other_kind, split_key
+from .keys import (
+    KeyFormat,
+    TensorKind,
+    are_pair,
+    host_name,
+    keys_of,
+    left_out,
+    not_of_the_model,
+    other_kind,
+    split_key,
+)
 from .names import (
     architecture_named,
     architecture_of_weights,
@@ -121,20 +131,20 @@ def from_state_dict(
     if not base_model or architecture is None:
         architecture, found = _recognise(_sizes(read), architecture, source)
         base_model = base_model or found
-    left_out = collections.Counter(keys.left_out)
+    elsewhere = collections.Counter(keys.left_out)
     layers: dict[Target, LowRank] = {}
     for name, layer in read.items():
         named = find(architecture, name) if architecture else None
         if named is not None and named.absent:
-            left_out["layers that ComfyUI's model has not"] += 1
+            elsewhere["layers that ComfyUI's model has not"] += 1
             continue
         target, layer = named.read(layer) if named else (Target(host_name(name)), layer)
         if target in layers:
             raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
         layers[target] = layer
     if not layers:
-        raise OtherKind(f"{source} holds no layer of the diffusion model, only {_amounts(left_out)}")
-    return LoRA(layers, base_model, predictor, tuple(references), left_out)
+        raise OtherKind(f"{source} holds no layer of the diffusion model, only {_amounts(elsewhere)}")
+    return LoRA(layers, base_model, predictor, tuple(references), elsewhere)
 
 
 def check_is_for(tensors: Mapping[str, Tensor], base_model: str, source: str) -> None:
@@ -171,12 +181,11 @@ def check_keys(keys: Sequence[str], source: str) -> LoRAKeys:
     """Sort the keys of a file. Raises I2LError when they are not those of a plain LoRA of a diffusion model."""
     parts: dict[TensorKind, dict[str, str]] = {"down": {}, "up": {}, "alpha": {}}
     unknown: list[str] = []
-    elsewhere: dict[str, set[str]] = {}
     for key in keys:
         found = split_key(key)
-        if what := not_of_the_model(key):
-            elsewhere.setdefault(what, set()).add(found[1] if found else key)
-        elif found is None:
+        if not_of_the_model(key):
+            continue
+        if found is None:
             unknown.append(key)
         else:
             kind, name = found
@@ -184,7 +193,7 @@ def check_keys(keys: Sequence[str], source: str) -> LoRAKeys:
                 raise I2LError(f"{source}: {name} has more than one {kind} tensor; export one adapter alone")
             parts[kind][name] = key
     _refuse_unknown(unknown, len(keys), source)
-    left_out = {what: len(names) for what, names in elsewhere.items()}
+    elsewhere = left_out(keys)
     downs, ups, alphas = parts["down"], parts["up"], parts["alpha"]
     lonely = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
     if lonely:
@@ -192,19 +201,19 @@ def check_keys(keys: Sequence[str], source: str) -> LoRAKeys:
             f"{source}: {len(lonely)} layers lack their down or up tensor: {listed(lonely)}; export it again"
         )
     if not downs:
-        only = f", only {_amounts(left_out)}: ComfyUI's Load LoRA applies those" if left_out else ""
-        raise I2LError(f"{source} holds no LoRA layer{' of a diffusion model' if left_out else ''}{only}")
+        only = f", only {_amounts(elsewhere)}: ComfyUI's Load LoRA applies those" if elsewhere else ""
+        raise I2LError(f"{source} holds no LoRA layer{' of a diffusion model' if elsewhere else ''}{only}")
     mixed = [name for name in downs if not are_pair(downs[name], ups[name])]
     if mixed:
         raise I2LError(
             f"{source}: {len(mixed)} layers mix the names of two formats (down of one, up of the other): "
             f"{listed(mixed)}; export it again"
         )
-    return LoRAKeys(downs, ups, alphas, left_out)
+    return LoRAKeys(downs, ups, alphas, elsewhere)
 
 
-def _amounts(left_out: Mapping[str, int]) -> str:
-    return " and ".join(f"{count} {what}" for what, count in left_out.items())
+def _amounts(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{what} ({count})" for what, count in counts.items())
 
 
 def _sizes(layers: Mapping[str, LowRank]) -> dict[str, tuple[int, int]]:

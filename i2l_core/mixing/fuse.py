@@ -177,9 +177,8 @@ def _aligned(loras: Sequence[LoRA]) -> list[LoRA]:
     """The LoRAs on whole weights where they address a weight both as a whole and by rows, or by overlapping rows."""
     rows_of: dict[str, set[tuple[int, int] | None]] = {}
     widths: dict[str, int] = {}
-    base_model = common_base_model(loras)
     for lora in loras:
-        for weight, width in row_widths(replace(lora, base_model=base_model)).items():
+        for weight, width in row_widths(lora).items():
             widths[weight] = max(width, widths.get(weight, 0))
         for target in lora.layers:
             rows_of.setdefault(target.weight, set()).add(target.rows)
