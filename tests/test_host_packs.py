@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -332,6 +333,37 @@ def test_beside_a_pack(loras, pack: Callable[[Any], Any], ours: str, first: bool
 
 def network(model: Any) -> Any:
     return model.model.diffusion_model
+
+
+@pytest.mark.parametrize("ours", ["both_sides", "mask", "schedule"])
+@pytest.mark.parametrize("cache", ["EasyCacheNode", "LazyCacheNode"])
+def test_beside_the_step_caches_of_core(loras, cache: str, ours: str):
+    import comfy_extras.nodes_easycache as caches
+
+    def skipping(model: Any) -> Any:
+        return getattr(caches, cache).execute(model, 5.0, 0.0, 1.0, False)[0]
+
+    style, neutral = loras
+    styled, case = OURS[ours].live(build(NAME), style, neutral)
+    cached = run(cfg_guider(skipping(styled), case), case, 6)
+    truth = patched(style, neutral, OURS[ours].positive)
+    close(cached, run(cfg_guider(skipping(truth), case), case, 6), 1e-4)
+    assert (cached - run(cfg_guider(truth, case), case, 6)).abs().max() > 1e-3  # it did skip
+
+
+def test_each_row_of_the_table_names_a_test():
+    root = Path(__file__).resolve().parent.parent
+    text = (root / "docs" / "compatibility.md").read_text("utf-8")
+    sources = {path.name: path.read_text("utf-8") for path in (root / "tests").glob("test_*.py")}
+    everything = "".join(sources.values())
+    names = re.findall(r"\btest_\w+(?!\w*\.py)\b", re.sub(r"tests/test_\w+\.py", "", text))
+    assert len(set(names)) > 20
+    assert [name for name in names if f"def {name}(" not in everything] == []
+    assert [name for name in re.findall(r"tests/(test_\w+\.py)", text) if name not in sources] == []
+    ours = text[text.index("## Which rows are whose") : text.index("## Limits that nothing can see")]
+    rows = [line for line in ours.splitlines() if line.startswith("| ") and not line.startswith("| beside")]
+    assert len(rows) > 20
+    assert [row for row in rows if "test_" not in row] == []
 
 
 # whose forward it is
