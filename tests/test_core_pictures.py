@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.references.files import read_reference
+from i2l.i2l_core.train.data.data_set import open_rgb
 
 
 def colours(height: int = 24, width: int = 36, channels: int = 3) -> np.ndarray:
@@ -140,3 +142,37 @@ def test_a_picture_too_large_for_memory_is_refused(tmp_path: Path, monkeypatch: 
     Image.fromarray(colours()).save(tmp_path / "bomb.png")
     with pytest.raises(I2LError, match="expected a picture"):
         read_reference(tmp_path / "bomb.png")
+
+
+def test_gray_of_floats_is_read_as_it_is_and_refused_beyond_0_to_1(tmp_path: Path):
+    values = np.linspace(0, 1, 24 * 36, dtype=np.float32).reshape(24, 36)
+    Image.fromarray(values, "F").save(tmp_path / "gray.tiff")
+    assert torch.equal(
+        read_reference(tmp_path / "gray.tiff").pixels, torch.from_numpy(values)[..., None].expand(-1, -1, 3)
+    )
+    Image.fromarray(values * 255, "F").save(tmp_path / "large.tiff")
+    with pytest.raises(
+        I2LError, match=r"large\.tiff: it holds floating point values from 0 to 255, expected 0 to 1; save"
+    ):
+        read_reference(tmp_path / "large.tiff")
+    assert open_rgb(tmp_path / "gray.tiff", "row 1").getpixel((35, 23)) == (255, 255, 255)
+
+
+def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "small.png")
+    assert (tmp_path / "small.png").stat().st_size < 100_000
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for read in (read_reference, lambda path: open_rgb(path, "row 1")):
+            with pytest.raises(I2LError, match=r"20000x20000 pixels, more than 90 million|exceeds limit"):
+                read(tmp_path / "small.png")
+
+
+def test_formats_that_start_programs_are_never_opened(tmp_path: Path):
+    Image.new("RGB", (20, 20)).save(tmp_path / "picture.eps")
+    (tmp_path / "picture.eps").rename(tmp_path / "picture.png")
+    with pytest.raises(I2LError, match=r"picture\.png: expected a picture \(cannot identify image file"):
+        read_reference(tmp_path / "picture.png")
+    with pytest.raises(I2LError, match=r"row 1: the picture is broken or missing"):
+        open_rgb(tmp_path / "picture.png", "row 1")

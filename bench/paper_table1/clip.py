@@ -60,7 +60,7 @@ class Clip:
     def references(self, paths: tuple[Path, ...]) -> Tensor:
         """Their mean, not of unit length: its product with e is the mean of the cosines."""
         if paths not in self._known:
-            each = [self.picture(open_rgb(lambda p=p: Image.open(p), str(p))) for p in paths]
+            each = [self.picture(open_rgb(p, str(p))) for p in paths]
             self._known[paths] = torch.stack(each).mean(0)
         return self._known[paths]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ...i2l_core.checks import listed
 from ...i2l_core.errors import I2LError
@@ -110,7 +109,7 @@ def _means(
     for method, paths in material.pictures.items():
         found: dict[str, list[float]] = {}
         for sample, path in zip(material.samples, paths, strict=True):
-            picture = open_rgb(lambda path=path: Image.open(path), str(path))
+            picture = open_rgb(path, str(path))
             for figure, score in judge(picture, sample).items():
                 if not math.isfinite(score):
                     raise I2LError(f"{path}: {figure} gives {score}; its weights are broken, get them again")

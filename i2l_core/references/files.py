@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import I2LError
+from ..files.pictures import open_picture, upright
 from . import Reference, references_with
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
@@ -21,16 +22,10 @@ def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) 
     `largest`: the longest side in pixels; a larger picture is scaled down.
     Raises I2LError naming the file when it cannot be read, or is too small, too narrow, or no picture.
     """
-    try:
-        with Image.open(path) as image:
-            if largest is not None:
-                image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-            pixels = _floats(ImageOps.exif_transpose(image))
-    except Exception as error:  # decoders of hostile files raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise I2LError(
-            f"{path}: expected a picture ({reason}); save it as PNG, JPEG or WebP and try again"
-        ) from error
+    with open_picture(path, str(path), "save it as PNG, JPEG or WebP and try again") as image:
+        if largest is not None:
+            image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+        pixels = _floats(upright(image))
     try:
         return references_with(pixels, weight)[0]
     except I2LError as error:
@@ -39,8 +34,8 @@ def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) 
 
 def _floats(image: Image.Image) -> Tensor:
     """An IMAGE: (1, H, W, 1, 3 or 4), floats 0..1."""
-    if image.mode.startswith("I"):  # 16 bits of gray
-        values = np.asarray(image).astype(np.float32)[..., None] / 65535
+    if image.mode == "F":
+        values = np.array(image)[..., None]
     else:
         alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
         values = np.asarray(image.convert("RGBA" if alpha or image.mode == "RGBA" else "RGB"))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ...checks import listed
 from ...errors import I2LError
+from ...files.pictures import open_picture, upright
 from ..base import Texts
 
 
@@ -97,22 +99,17 @@ def data_fingerprint(pictures: Sequence[Picture]) -> str:
     return digest.hexdigest()[:16]
 
 
-def open_rgb(source: Callable[[], Image.Image], name: str) -> Image.Image:
+def open_rgb(source: Path | IO[bytes], name: str) -> Image.Image:
     """A decoded RGB picture, upright, alpha over white. Raises I2LError naming it when it cannot be decoded whole."""
-    try:
-        with source() as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I"):  # 16 bits of gray
-                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            if picture.has_transparency_data:
-                over = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(over, picture.convert("RGBA"))
-            return picture.convert("RGB")
-    except Exception as error:  # decoders of hostile files raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise I2LError(
-            f"{name}: the picture is broken or missing ({reason}); repair or remove the row"
-        ) from error
+    problem = "the picture is broken or missing"
+    with open_picture(source, name, "repair or remove the row", problem) as file:
+        picture = upright(file)
+        if picture.mode == "F":
+            picture = Image.fromarray((np.asarray(picture) * 255).round().astype(np.uint8))
+        if picture.has_transparency_data:
+            over = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(over, picture.convert("RGBA"))
+        return picture.convert("RGB")
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:

@@ -38,7 +38,7 @@ class Folder:
 
     def open(self, index: int) -> Image.Image:
         path = self.root / self.files[index][0]
-        return open_rgb(lambda: Image.open(path), self.pictures[index].name)
+        return open_rgb(path, self.pictures[index].name)
 
     def version(self, index: int) -> str:
         path = self.root / self.files[index][0]

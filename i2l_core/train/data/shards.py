@@ -38,7 +38,7 @@ class Shards:
     spans: Sequence[tuple[int, Span, Span, Span]]
 
     def open(self, index: int) -> Image.Image:
-        return open_rgb(lambda: Image.open(io.BytesIO(self._read(index, 1))), self.pictures[index].name)
+        return open_rgb(io.BytesIO(self._read(index, 1)), self.pictures[index].name)
 
     def version(self, index: int) -> str:
         shard, about = self.shards[self.spans[index][0]], self.shards[self.spans[index][0]].stat()
