@@ -119,7 +119,7 @@ def _lora(header: FileHeader) -> Found | None:
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     advice = "put it into models/loras; any LoRA loader applies it"
     if model and model.id == "qwen-image":
-        advice += ". Qwen-Image-i2L-Bias is such a file: use it beside the LoRAs of Coarse and Fine"
+        advice += ". Qwen-Image-i2L-Bias is such a file: use it together with the LoRAs of Coarse and Fine"
     return f"a LoRA for {made_for or 'an unknown base model'}: {rank}, {len(downs)} layers", advice
 
 

@@ -42,8 +42,8 @@ class StyleReference(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where to take the style from: white yes, black no. Predictors of version 1 "
-                    "and templates see the black part filled with the mean colour of the rest.",
+                    tooltip="Where to take the style from: white yes, black no. The predictor sees the black "
+                    "part filled with the mean colour of the rest.",
                 ),
             ],
             outputs=[

@@ -111,7 +111,7 @@ def _problem(part: str) -> str:
     try:
         size = len(part.encode())
     except UnicodeEncodeError:
-        return "it holds characters that are no text"
+        return "it contains characters that are not text"
     return f"a part of it is longer than {_MAX_PART_BYTES} bytes" if size > _MAX_PART_BYTES else ""
 
 

@@ -103,7 +103,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         if (about["format"], about["version"]) != (FORMAT, VERSION) or type(about["step"]) is not int:
-            raise I2LError(f"{path} was written by another version of ComfyUI-i2L; go on with that version")
+            raise I2LError(f"{path} was written by another version of ComfyUI-i2L; resume with that version")
         return about
 
     def _begin(self, partial: Path) -> None:
@@ -205,5 +205,5 @@ def _opened(path: Path) -> Any:
 
 def _damaged(path: Path, reason: object) -> I2LError:
     return I2LError(
-        f"the checkpoint {path} is damaged: {reason}. Remove its step-... folder to go on from the one before it"
+        f"the checkpoint {path} is damaged: {reason}. Remove its step-... folder to resume from the one before it"
     )
