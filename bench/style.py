@@ -1,4 +1,4 @@
-"""Does a predicted LoRA carry the style, and only the style? Measured on styles that no training ever saw.
+"""Does a predicted LoRA carry the style, and only the style? Measured on held-out styles.
 
     python -m bench.style --json [--styles 128] [--sheet PATH]
 

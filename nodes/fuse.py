@@ -67,8 +67,8 @@ class FuseLoRAs(io.ComfyNode):
     ) -> io.NodeOutput:
         if loras is None or method is None:
             raise I2LError(
-                f'in a prompt over the API loras is a text, "2" to "{MAX_LORAS}", and method the name of one, such as '
-                "concat; what they bring has keys of its own: loras.lora_1, loras.weight_1, method.rank"
+                f'in an API prompt loras must be a string, "2" to "{MAX_LORAS}", and method a name such as "concat"; '
+                "their inputs have their own keys: loras.lora_1, loras.weight_1, method.rank"
             )
         check_keys(unknown, "loras.lora_1, loras.weight_1, method.rank")
         settings = {name: value for name, value in method.items() if name != "method"}

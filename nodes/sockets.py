@@ -53,8 +53,7 @@ def check_keys(unknown: Collection[str], right: str) -> None:
     """Raise I2LError for keys of a prompt that a node with growing inputs lacks. `right`: its keys."""
     if unknown:
         raise I2LError(
-            f"this node has no input {listed(unknown)} for a link; in a prompt over the API each of its sockets has a "
-            f"key of its own: {right}"
+            f"this node has no input {listed(unknown)}; in an API prompt each of its sockets has its own key: {right}"
         )
 
 

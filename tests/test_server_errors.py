@@ -288,9 +288,9 @@ LINKS = {f"loras.lora_{n}": ["predict", 0] for n in (1, 2)}
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"loras": {"loras": "2"}, "method": {"method": "concat"}}, "loras is a text"),
-        ({**FUSION, **LINKS, "loras": 2}, "loras is a text"),
-        ({**FUSION, **LINKS, "method": "sum"}, "method the name of one"),
+        ({"loras": {"loras": "2"}, "method": {"method": "concat"}}, "loras must be a string"),
+        ({**FUSION, **LINKS, "loras": 2}, "loras must be a string"),
+        ({**FUSION, **LINKS, "method": "sum"}, "method a name such as"),
         ({**FUSION, "lora_1": ["predict", 0]}, "this node has no input lora_1"),
         ({**FUSION, **LINKS, "loras.lora_3": ["predict", 0]}, "this node has no input loras.lora_3"),
     ],

@@ -1,7 +1,8 @@
 """Draws the pictures that ship with the pack: `python -m tools.make_references`, from the root.
 
-References are held-out styles and held-out contents of the demo world: nothing that was trained has seen them. The
-pictures of workflows that are no style, a scene to paint into and masks, have no number in their names.
+References are held-out styles and held-out contents of the demo world: the demo model and the predictor were not
+trained on them. Pictures of workflows that are not references, such as a scene to inpaint and masks, have no number in
+their names.
 """
 
 from __future__ import annotations
