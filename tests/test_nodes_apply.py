@@ -165,7 +165,8 @@ def other(name: str, size: int, scale: float = 0.1) -> dict[str, torch.Tensor]:
         ("a name", "expected a LORA_MODEL, a dict of tensors, got str"),
         (
             foreign("blocks.0.attn"),
-            r"0 of 1 LoRA layers .*blocks\.0\.attn \(the model has no such weight\); use a LoRA that was made for this model$",
+            r"0 of 1 LoRA layers .*blocks\.0\.attn \(the model has no such weight\); "
+            r"use a LoRA that was made for this model$",
         ),
         (
             foreign("layers.1.attention.qkv")
