@@ -42,6 +42,7 @@ def open_generated(table: DataTable) -> Generated:
     for number, row in enumerate(pool.contents):
         for content in row:
             prompt = content_prompt(content)
-            name = f"demo world style {number} ({pool.styles[number].name}), {prompt}"
+            # part of the fingerprint that a resumed run is checked by
+            name = f"tiny world style {number} ({pool.styles[number].name}), {prompt}"
             pictures.append(Picture(f"{number:06d}", prompt, prompt, name))
     return Generated(pool, pictures)
