@@ -6,8 +6,10 @@ Nothing here is another pack's code. Each function does to a MODEL what packs of
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -1027,6 +1029,22 @@ def test_a_model_with_live_loras_is_not_saved_or_merged(
     assert not list(tmp_path.rglob("*.safetensors"))
     merging.ModelSave().save(merged(NAME, style), "merged")
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_model_with_live_loras_goes_when_nothing_holds_it(loras):
+    """ComfyUI warns of a memory leak about models that only the garbage collector finds."""
+    style, neutral = loras
+    base, case = build(NAME), Case(NAME)
+    styled, _ = asymmetric_cfg(base, style, neutral)
+    found = weakref.ref(styled)
+    gc.collect()
+    gc.disable()
+    try:
+        run(cfg_guider(styled, case), case)
+        del styled
+        assert found() is None
+    finally:
+        gc.enable()
 
 
 # two devices, two types

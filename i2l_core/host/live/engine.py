@@ -318,12 +318,13 @@ def _refuse_reading_weights(patcher: ModelPatcher) -> None:
             "Predicted LoRA in mode merged for that (Asymmetric CFG and Style Region act only while a sampler runs)"
         )
 
-    read = patcher.get_key_patches
+    kind, this = type(patcher), weakref.ref(patcher)  # not the patcher, which would keep itself alive
 
     def get_key_patches(filter_prefix: str | None = None) -> Any:
-        return (
-            refuse() if filter_prefix is not None else read()
-        )  # without a prefix: for hooks, while sampling
+        own = this()
+        if filter_prefix is not None or own is None:
+            refuse()
+        return kind.get_key_patches(own)  # without a prefix: for hooks, while sampling
 
     patcher.state_dict_for_saving = refuse  # type: ignore[method-assign]
     patcher.get_key_patches = get_key_patches  # type: ignore[method-assign]
