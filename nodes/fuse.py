@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
@@ -65,8 +65,9 @@ class FuseLoRAs(io.ComfyNode):
     def execute(
         cls, loras: dict[str, Any] | None = None, method: dict[str, Any] | None = None, **unknown: Any
     ) -> io.NodeOutput:
-        if loras is None or method is None:
+        if not _is_chosen(loras, "loras") or not _is_chosen(method, "method"):
             raise I2LError(
+                "loras and method take no cable, LoRAs go to lora_1, lora_2 and so on; "
                 f'in an API prompt loras must be a string, "2" to "{MAX_LORAS}", and method a name such as "concat"; '
                 "their inputs have their own keys: loras.lora_1, loras.weight_1, method.rank"
             )
@@ -82,6 +83,11 @@ class FuseLoRAs(io.ComfyNode):
             progress=bar.update_absolute,
         )
         return io.NodeOutput(fused, ui=NodeReport(text))
+
+
+def _is_chosen(value: Any, name: str) -> TypeGuard[dict[str, Any]]:
+    """Whether it is what a dynamic combo of that name brings, with the choice itself."""
+    return isinstance(value, dict) and isinstance(value.get(name), str)
 
 
 def _loras(count: int) -> io.DynamicCombo.Option:

@@ -291,10 +291,12 @@ LINKS = {f"loras.lora_{n}": ["predict", 0] for n in (1, 2)}
         ({"loras": {"loras": "2"}, "method": {"method": "concat"}}, "loras must be a string"),
         ({**FUSION, **LINKS, "loras": 2}, "loras must be a string"),
         ({**FUSION, **LINKS, "method": "sum"}, "method a name such as"),
+        ({**FUSION, **LINKS, "loras": ["predict", 0]}, "take no cable"),
+        ({**FUSION, **LINKS, "method": ["predict", 0]}, "take no cable"),
         ({**FUSION, "lora_1": ["predict", 0]}, "this node has no input lora_1"),
         ({**FUSION, **LINKS, "loras.lora_3": ["predict", 0]}, "this node has no input loras.lora_3"),
     ],
-    ids=["nested", "a number", "no such method", "flat", "too many"],
+    ids=["nested", "a number", "no such method", "link on loras", "link on method", "flat", "too many"],
 )
 def test_keys_of_fuse_loras(comfy_server: ComfyServer, inputs: dict[str, Any], message: str):
     prompt = graph(

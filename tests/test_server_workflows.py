@@ -16,6 +16,8 @@ from shipped_workflows import WORKFLOWS, images, shipped, titled
 from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
+from i2l.tools.host import find_host
+from i2l.tools.setup import HOST_VERSION, version_of
 from i2l.tools.workflows import made
 
 pytestmark = pytest.mark.server
@@ -33,7 +35,9 @@ def gap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def test_the_files_are_what_the_builder_makes(server: ComfyClient):
-    """After a change of a schema: python -m tools.workflows."""
+    """After a change of a schema: python -m tools.workflows. Core nodes of another version have other inputs."""
+    if version_of(find_host().path) != HOST_VERSION:
+        pytest.skip("the files are made from the schemas of the pinned ComfyUI")
     workflows = made(server.object_info())
     assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(workflows)
     for name, workflow in workflows.items():
