@@ -159,7 +159,16 @@ def run(subject: Subject, file: Path) -> tuple[int, list[str]]:
         environ["COMFYUI_FRONT_END"] = str(subject.front_end)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [subject.python, "-m", "pytest", str(file), "-q", f"--junitxml={report}"]
+        command = [
+            subject.python,
+            "-m",
+            "pytest",
+            str(file),
+            "-q",
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+        ]
         try:
             subprocess.run(command, env=environ, check=False, timeout=SECONDS, cwd=ROOT)
         except subprocess.TimeoutExpired:
