@@ -132,8 +132,8 @@ def bad(**changes) -> dict:
         (bad(w__dora_scale=torch.zeros(4)), "it holds DoRA, and only ComfyUI's own loader"),
         (bad(w__lokr_w1=torch.zeros(4)), "it holds LoKr, and only ComfyUI's own loader"),
         (bad(norm__diff=torch.zeros(4)), "full weight differences"),
-        ({".lora_up.weight": torch.zeros(4, 2)}, "no LoRA layers"),
-        ({3: torch.zeros(4, 2)}, "no LoRA layers"),
+        ({".lora_up.weight": torch.zeros(4, 2)}, "not LoRA layers"),
+        ({3: torch.zeros(4, 2)}, "not LoRA layers"),
     ],
 )
 def test_what_is_no_lora_is_named(tensors, message):

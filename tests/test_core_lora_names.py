@@ -238,7 +238,7 @@ def test_a_hundred_thousand_unknown_keys_are_refused_at_once(tmp_path):
     path = tmp_path / "big.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(
-        I2LError, match=r"big.safetensors: 100000 of 100000 tensors are no LoRA layers"
+        I2LError, match=r"big.safetensors: 100000 of 100000 tensors are not LoRA layers"
     ) as caught:
         load(path)
     assert len(str(caught.value)) < 600

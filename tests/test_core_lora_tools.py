@@ -84,7 +84,7 @@ def test_alpha_that_only_the_header_has_is_taken_as_diffusers_takes_it(tmp_path,
         (adapter(lora_alpha=True), "lora_alpha .* must be a finite number"),
         (adapter(lora_alpha=1, alpha_pattern={NAME: None}), "alpha_pattern of .*to_q .* finite number"),
         (adapter(lora_alpha=1, alpha_pattern=[1]), "alpha_pattern must be a JSON object"),
-        (adapter(lora_alpha=1, alpha_pattern={"(.*)+to_q": 1}), "is no name of a layer"),
+        (adapter(lora_alpha=1, alpha_pattern={"(.*)+to_q": 1}), "is not the name of a layer"),
         ({"lora_adapter_metadata": "{"}, "its lora_adapter_metadata is damaged"),
         ({"lora_adapter_metadata": "[1]"}, "lora_adapter_metadata must be a JSON object"),
         ({"lora_alpha": "nan"}, "finite number"),
@@ -198,7 +198,7 @@ def test_other_kinds_are_told_by_the_end_of_their_keys(extra, kind, prefix):
     tensors = {**square("diffusion_model.layers.0.attention.out"), f"{prefix}{NAME}.{extra}": torch.ones(4)}
     with pytest.raises(I2LError) as error:
         from_state_dict(tensors)
-    assert f"1 of 3 tensors are no LoRA layers ({prefix}{NAME}.{extra}): " in str(error.value)
+    assert f"1 of 3 tensors are not LoRA layers ({prefix}{NAME}.{extra}): " in str(error.value)
     assert kind in str(error.value).partition("): ")[2]
     assert "Load LoRA" in str(error.value)
     assert "merged" in str(error.value)

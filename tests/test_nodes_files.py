@@ -132,7 +132,7 @@ def test_lora_of_a_core_node_is_saved_too(folders: Path):
     save(tensors, "core")
     with safe_open(folders / "loras" / "core.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor(up), tensors[up])
-    with pytest.raises(I2LError, match="no LoRA layers"):
+    with pytest.raises(I2LError, match="not LoRA layers"):
         save({"diffusion_model.x.diff": torch.zeros(4)}, "diffs")
 
 

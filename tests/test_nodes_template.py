@@ -357,7 +357,7 @@ def test_a_prediction_that_is_not_finite(root: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("lora_B.default", "lora_C.default"), "are no LoRA layers"),
+        (("lora_B.default", "lora_C.default"), "are not LoRA layers"),
         (("view(d_out, self.rank)", "view(-1)"), "a LoRA layer needs matrices"),
         (("view(d_out, self.rank)", "view(self.rank, d_out)"), "the ranks of a LoRA layer differ"),
         (("view(d_out, self.rank)", "view(d_out, self.rank).long()"), "expected floating point tensors"),

@@ -18,7 +18,7 @@ const WORDS = {
     live: "live",
     energy: "{block}: {percent} % of the change",
     cfg_1: "cfg is 1: there is no negative side, only the style acts. Raise cfg for asymmetric guidance.",
-    left_out: "{n} layers of this LoRA have no place in this model and were left out.",
+    left_out: "{n} layers of this LoRA do not exist in this model and were left out.",
     dropped: "Pictures for Images to LoRA",
     not_pictures: "{names}: not a picture that ComfyUI reads. Drop PNG, JPEG or WebP files.",
     unreadable: "{names}: the file is damaged or no picture. Open it in an image editor and save it again as PNG.",

@@ -44,5 +44,5 @@ def _entry(fit: Fit, role: str, **applied: Any) -> Card:
 
 def _left_out(fit: Fit) -> list[Card]:
     out = len(fit.missing) + sum(fit.lora.left_out.values())
-    text = f"{out} layers of this LoRA have no place in this model and were left out"
+    text = f"{out} layers of this LoRA do not exist in this model and were left out"
     return [warning("left_out", text, n=out)] if out else []

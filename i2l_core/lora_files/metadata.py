@@ -109,7 +109,7 @@ def _layer_name(pattern: str, source: str) -> str:
     name = pattern.removeprefix("^")
     if not re.fullmatch(r"[\w.-]+", name):
         raise I2LError(
-            f"{source}: alpha_pattern {shown(pattern)} is no name of a layer; save the LoRA with alpha as tensors"
+            f"{source}: alpha_pattern {shown(pattern)} is not the name of a layer; save the LoRA with alpha as tensors"
         )
     return name
 

@@ -258,7 +258,7 @@ def _refuse_unknown(keys: list[str], total: int, source: str) -> None:
         f"it holds {', '.join(kinds)}" if kinds else "expected pairs of .lora_down.weight and .lora_up.weight"
     )
     raise OtherKind(
-        f"{source}: {len(keys)} of {total} tensors are no LoRA layers ({listed(map(str, keys))}): {holds}, and "
+        f"{source}: {len(keys)} of {total} tensors are not LoRA layers ({listed(map(str, keys))}): {holds}, and "
         f"{_BY_COMFYUI}"
     )
 

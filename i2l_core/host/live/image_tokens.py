@@ -25,7 +25,7 @@ def check_maskable(network: nn.Module) -> None:
     if architecture_of_network(network) is None:
         raise I2LError(
             f"a mask cannot be used on this MODEL: where {type(network).__name__} has its image tokens is not "
-            f"known. Known are {', '.join(one.network for one in ARCHITECTURES)}; leave the mask away"
+            f"known. Known are {', '.join(one.network for one in ARCHITECTURES)}; disconnect the mask"
         )
 
 
@@ -102,7 +102,7 @@ class ImageTokens:
             raise I2LError(
                 f"{name} runs on {tokens} tokens, expected {start} of text, {count} of the picture and "
                 f"{self.references} of references: a node adds or removes tokens, so a mask on the LoRA has no place "
-                "there; take that node out, or leave the mask away"
+                "there; take that node out, or disconnect the mask"
             )
         return start
 
