@@ -90,12 +90,12 @@ class Answers:
 
     def known(self) -> dict[str, LowRank]:
         """The LoRA without layers that the host does not have."""
-        architecture, _ = architecture_named(self.pair.patcher)
+        architecture, _ = architecture_and_weights(self.pair.patcher)
         return {name: layer for name, layer in self.layers.items() if not is_absent(architecture, name)}
 
     def places(self) -> set[str]:
         """The names of all layers that our tables find in the host's network."""
-        architecture, weights = architecture_named(self.pair.patcher)
+        architecture, weights = architecture_and_weights(self.pair.patcher)
         return {slot.name for slot in architecture.adapted_layers(weights)}
 
     def plain_error(self) -> float:
@@ -119,7 +119,7 @@ def flux2_ids(height: int, width: int, words: int) -> tuple[Tensor, Tensor]:
     return picture, torch.stack([torch.arange(words) * (axis == 3) for axis in range(4)], -1)
 
 
-def architecture_named(patcher) -> tuple[Architecture, dict[str, tuple[int, ...]]]:
+def architecture_and_weights(patcher) -> tuple[Architecture, dict[str, tuple[int, ...]]]:
     from i2l.i2l_core.host.patch import weights_of
 
     weights = weights_of(patcher)
@@ -151,7 +151,7 @@ def take_weights(patcher, theirs: nn.Module, renames: Mapping[str, str]) -> None
 
     Every parameter of both is used, once; but for those of theirs that `renames` leaves without a name.
     """
-    architecture, weights = architecture_named(patcher)
+    architecture, weights = architecture_and_weights(patcher)
     left = dict(theirs.state_dict())
     found: dict[str, Tensor] = {}
     by_weight: dict[str, list[AdaptedLayer]] = {}
@@ -169,7 +169,8 @@ def take_weights(patcher, theirs: nn.Module, renames: Mapping[str, str]) -> None
         assert name not in found
         if name:
             found[name] = tensor
-    assert found.keys() == weights.keys()
+    # not the marks of the host, such as __index_timestep_zero__
+    assert found.keys() == {name for name in weights if not name.startswith("__")}
     patcher.model.diffusion_model.load_state_dict(found, strict=False)  # it may have buffers
 
 
@@ -191,7 +192,7 @@ def random_layers(sizes: Mapping[str, tuple[int, int]], rank: int = 4, seed: int
 
 def ours(patcher, layers: Mapping[str, LowRank]) -> LoRA:
     """The same LoRA at the host's weights, as it is read under their names."""
-    architecture, _ = architecture_named(patcher)
+    architecture, _ = architecture_and_weights(patcher)
     tensors = {}
     for name, layer in layers.items():
         down, up, _ = keys_of("DiffSynth", name)

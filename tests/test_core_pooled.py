@@ -104,8 +104,11 @@ def test_files_of_any_float_type_are_converted(kind: str, tmp_path: Path):
     save_file(tensors, tmp_path / "half.safetensors")
     save_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "full.safetensors")
     half, full = (load_pooled(tmp_path / f"{name}.safetensors") for name in ("half", "full"))
+    for name, parameter in half.named_parameters():
+        assert torch.equal(parameter, full.get_parameter(name))
     images = pictures()
-    assert torch.equal(half.encode(images), full.encode(images))
+    # the weights of the second stay mapped to its file, where they may lie so that products round otherwise
+    torch.testing.assert_close(half.encode(images), full.encode(images), rtol=1e-5, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in half.parameters())
 
 

@@ -208,7 +208,7 @@ def test_unknown_models_need_an_id_and_known_ones_keep_theirs():
     from i2l.i2l_core.host.train.base import HostBase
 
     device = torch.device("cpu")
-    with pytest.raises(I2LError, match=r"are of no model in the list.*Give it an id in \[base\]"):
+    with pytest.raises(I2LError, match=r"are of no model in the list.*give it an id in \[base\]"):
         HostBase(build("flux2").model, device, "", False, False)
     with pytest.raises(I2LError, match=r"id is 'z-image', but the model is 'i2l-tiny'; leave the id out"):
         HostBase(build("lumina2").model, device, "z-image", False, False)
@@ -323,7 +323,7 @@ def test_what_is_missing_for_a_host_model_is_said(flux2_data, tmp_path, capsys):
 
     for change, message in (
         ({"model": str(tmp_path / "none.safetensors")}, "[base] model: there is no file"),
-        ({"id": ""}, "Give it an id in [base]"),
+        ({"id": ""}, "give it an id in [base]"),
         ({"model": str(flux2_data / "vae.safetensors")}, "ComfyUI cannot load vae.safetensors"),
     ):
         config = flux2_tables(flux2_data, tmp_path / "run")

@@ -13,7 +13,7 @@ import torch
 from oracles import (
     LIMIT,
     Pair,
-    architecture_named,
+    architecture_and_weights,
     is_absent,
     linears,
     merged_output,
@@ -40,7 +40,7 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
     """With the same random weights in both libraries, and a LoRA of ranks that differ, on all that the host has."""
     randomise(pair.theirs)
     take_weights(pair.patcher, pair.theirs, pair.renames)
-    architecture, _ = architecture_named(pair.patcher)
+    architecture, _ = architecture_and_weights(pair.patcher)
     sizes = {name: size for name, size in linears(pair.theirs).items() if not is_absent(architecture, name)}
     layers: dict[str, LowRank] = {}
     for rank in (1, 2, 3):
@@ -50,7 +50,7 @@ def prepared(pair: Pair) -> tuple[Pair, LoRA]:
 
 
 def written(pair: Pair, lora: LoRA, key_format: Any, folder: Path) -> Path:
-    _, weights = architecture_named(pair.patcher)
+    _, weights = architecture_and_weights(pair.patcher)
     widths = {name.removesuffix(".weight"): shape[0] for name, shape in weights.items()}
     return save(to_whole_weights(lora, widths), folder / "style.safetensors", key_format=key_format)
 
