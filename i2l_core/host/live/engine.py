@@ -30,7 +30,8 @@ from ..patch import fitting, weights_of
 from .branches import Branch, ChunkOfUuid, read_conds
 from .image_tokens import check_maskable
 from .loras import LiveLoRA, LiveSet, check_mask_fits
-from .run import CondBatch, SamplingRun, is_compiled, layers_of, network_of
+from .network import is_compiled, layers_of, network_of
+from .run import CondBatch, SamplingRun
 
 _KEY = "i2l_live"
 # of BaseModel.apply_model, after x

@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +16,6 @@ from typing import Any
 
 import torch
 from comfy.model_base import BaseModel
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
-from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
 
 from ...errors import I2LError
@@ -29,6 +25,7 @@ from .branches import Branch, Chunk, ChunkOfUuid, branches_of, chunks_of
 from .hooks import ONE_LORA_FOR_BOTH, ActiveLoRAs, Hooks, TokenMasks, modules_around, passed_by_message
 from .image_tokens import ImageTokens
 from .loras import LiveLoRA, LiveSet, check_mask_fits
+from .network import network_of, submodule, uncompiled
 
 _STACKS_KEPT = 4  # at once: two branches in forwards of their own, before and after a change
 _MASKS_KEPT = 16
@@ -154,7 +151,7 @@ class SamplingRun:
             active = None
             if first < last:
                 active = self._active(plan, factors, model, options, x, arguments)
-            scope.enter_context(_uncompiled())
+            scope.enter_context(uncompiled())
             scope.enter_context(hooks.acting(active))
             hooks.begin_forward()
             self._inside.add(id(network))
@@ -316,39 +313,18 @@ class SamplingRun:
                 names = [target.weight for target in self._live.targets]
                 layers = {name: self._layer(network, name) for name in names}
                 around = {module for name in names for module in modules_around(name)}
-                found = {name: module for name in around if (module := _submodule(network, name)) is not None}
+                found = {name: module for name in around if (module := submodule(network, name)) is not None}
                 self._hooks[id(network)] = Hooks(layers, found)
             return self._hooks[id(network)]
 
     def _layer(self, network: nn.Module, name: str) -> nn.Module:
-        layer = _submodule(network, name) or self._layers.get(name)
+        layer = submodule(network, name) or self._layers.get(name)
         if layer is None:
             raise I2LError(
                 f"live LoRAs cannot act on {name}: a node replaced that part of the MODEL; take the node out, or use "
                 "Apply Predicted LoRA in mode merged"
             )
         return layer
-
-
-def network_of(model: BaseModel) -> nn.Module:
-    """The network of a model, under torch.compile too."""
-    return getattr(model.diffusion_model, "_orig_mod", model.diffusion_model)
-
-
-def layers_of(network: nn.Module, live: LiveSet) -> dict[str, nn.Module]:
-    """weight -> its Linear, of those that the network has now."""
-    found = {target.weight: _submodule(network, target.weight) for target in live.targets}
-    return {name: layer for name, layer in found.items() if layer is not None}
-
-
-def _submodule(network: nn.Module, name: str) -> nn.Module | None:
-    """By its name, whatever blocks on the way are wrapped by torch.compile."""
-    module: Any = network
-    for part in name.split("."):
-        module = getattr(getattr(module, "_orig_mod", module), part, None)
-        if not isinstance(module, nn.Module):
-            return None
-    return getattr(module, "_orig_mod", module)
 
 
 def _check_order(
@@ -417,19 +393,3 @@ def _sigmas(live: LiveLoRA, sampling: Any) -> tuple[float, float]:
     return float(sampling.percent_to_sigma(live.schedule.start)), float(
         sampling.percent_to_sigma(live.schedule.end)
     )
-
-
-def is_compiled(model: ModelPatcher) -> bool:
-    """Whether ComfyUI's Torch Compile Model node, or an object patch, has torch.compile run this model."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    compiled = torch._dynamo.OptimizedModule  # type: ignore[attr-defined]
-    wrapped = model.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY)
-    return bool(wrapped) or any(isinstance(patch, compiled) for patch in model.object_patches.values())
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """Hooks come and go, which compiled code does not notice, so it is passed over while they stand."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
