@@ -163,6 +163,13 @@ class FrontEnd:
     def unexpected(self) -> list[str]:
         return [text for text in self.complaints if not any(re.search(one, text) for one in self.expected)]
 
+    def wait_for_silence(self) -> None:
+        """Wait until the console has been silent for two seconds."""
+        count = -1
+        while count != len(self.complaints):
+            count = len(self.complaints)
+            self.page.wait_for_timeout(2000)
+
     def open(self, template: str = "start_here", **settings: Any) -> None:
         """Load the page, with a template of ours if one is named, and wait until both are there.
 

@@ -99,6 +99,8 @@ def test_a_picture_that_cannot_be_brought_is_named(front_end: FrontEnd):
     said = front_end.said("gone.png")
     assert said.startswith("gone.png: could not be put into ComfyUI's input folder (404 Not Found).")
     assert said.endswith("Choose pictures of your own in the Load Image nodes.")
+    # previews ask for it too, once or twice; their complaints must not come in the middle of the next test
+    front_end.wait_for_silence()
 
 
 @pytest.mark.parametrize(
