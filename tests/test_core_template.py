@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 import template_folders
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.lora_files.tensors import from_state_dict
 from i2l.i2l_core.predictors.published import PUBLISHED, where_to_get
 from i2l.i2l_core.predictors.template.read import read_template
 from i2l.i2l_core.predictors.template.run import PERMISSION, LoadedTemplate, load_template
+from i2l.i2l_core.predictors.v1.kinds import Z_IMAGE, V1Config
 from i2l.tools.host import ROOT
 
 SIMPLE = """
@@ -361,6 +364,28 @@ def test_a_package_that_is_missing(root: Path):
     assert not left_behind()
 
 
+def test_a_name_that_another_version_of_a_package_has(root: Path):
+    """transformers 5.24 has no SiglipVisionTransformer, which the program of a published template imports."""
+    program = "from numpy import NoSuchEncoder\nTEMPLATE_MODEL = NoSuchEncoder"
+    with pytest.raises(I2LError) as caught:
+        load(template_folders.write(root / "t", program))
+    version = importlib.metadata.version("numpy")
+    assert str(caught.value) == (
+        f"t: its model.py needs NoSuchEncoder of the Python package numpy, which numpy {version} that is installed "
+        "does not have; get a newer model.py from where it was published, or install the version of numpy that it "
+        "was written for, if ComfyUI runs with it"
+    )
+    assert not left_behind()
+
+
+def test_an_import_that_fails_otherwise(root: Path):
+    program = "raise ImportError('DLL load failed')"
+    with pytest.raises(
+        I2LError, match=r"t: its model\.py failed when it was started: ImportError: DLL load failed"
+    ):
+        load(template_folders.write(root / "t", program + "\nTEMPLATE_MODEL = 1"))
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [
@@ -447,11 +472,11 @@ def test_a_program_may_change_its_pictures(root: Path):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("None", "t: its program must return a dict with a lora, got NoneType"),
+        ("None", "t: its program must return a dict, got NoneType"),
         ("{}", "t: expected its program to return a lora, it returned nothing"),
         (
             "{'text_embedding': 1, 'kv_cache': {}}",
-            "it returned only kv_cache, text_embedding, not supported yet",
+            "it returned only kv_cache, text_embedding: load it with Load Template",
         ),
         ("{'lora': torch.ones(2)}", "t: expected its lora to be a dict of tensors, got Tensor"),
         ("{'lora': {'x': [1]}}", "t: expected its lora to be tensors by name, got list as 'x'"),
@@ -459,6 +484,13 @@ def test_a_program_may_change_its_pictures(root: Path):
         ("1 / 0", "t: its model.py failed in forward: ZeroDivisionError: division by zero"),
         ("[o for o in open('/nowhere/else')]", "failed in forward: FileNotFoundError: "),
         ("__import__('no_such_package')", "needs the Python package no_such_package"),
+        ("{'lora': None}", "expected its program to return a lora, it returned nothing"),
+        ("{'kv_cache': [1]}", "t: expected its kv_cache to be a dict of blocks, got list"),
+        (
+            "{'kv_cache': {'double_0': torch.ones(1)}}",
+            "t: expected its kv_cache to be keys and values by block, got Tensor as 'double_0'",
+        ),
+        ("{'input_image': torch.ones(1)}", "t: expected its input_image to be a PIL picture, got Tensor"),
     ],
 )
 def test_programs_that_do_not_predict(root: Path, output: str, message: str):
@@ -472,14 +504,6 @@ def test_programs_that_do_not_predict(root: Path, output: str, message: str):
 def test_too_little_memory_is_for_the_host_to_answer(root: Path):
     program = SIMPLE.replace("return OUTPUT", "raise torch.cuda.OutOfMemoryError('too big')")
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        load(template_folders.write(root / "t", program)).predict(pictures())
-
-
-def test_a_program_that_wants_the_pipeline(root: Path):
-    program = SIMPLE.replace("return {}", "return {'text': kwargs['pipe'].text_encoder(image)}")
-    with pytest.raises(
-        I2LError, match="failed in process_inputs: AttributeError: 'NoneType' object has no attribute"
-    ):
         load(template_folders.write(root / "t", program)).predict(pictures())
 
 
@@ -506,6 +530,46 @@ def test_the_help_lists_every_published_predictor(page: str):
         assert all(f"`{file}`" in row for file in known.files)
         place = f"models/{known.folder}" if known.files else f"models/{known.folder}/{known.name}"
         assert row.endswith(f"| `{place}` |")
+
+
+REAL = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb2lora = torch.nn.Module()
+        self.emb2lora.scale = torch.nn.Parameter(torch.empty(1))
+    def process_inputs(self, image, pipe=None, **kwargs):
+        return {}
+    def forward(self, pipe=None, **kwargs):
+        lora = {}
+        for name, (d_in, d_out) in TARGETS.items():
+            lora[f"{name}.lora_A.default.weight"] = self.emb2lora.scale.expand(4, d_in)
+            lora[f"{name}.lora_B.default.weight"] = self.emb2lora.scale.expand(d_out, 4)
+        return {"lora": lora}
+TEMPLATE_MODEL = Net
+TEMPLATE_MODEL_PATH = "model.safetensors"
+"""
+
+
+def test_what_is_known_of_the_published_predictor_for_z_image(root: Path):
+    """People who ran ZImage-i2L-v2 on three pictures report 476 tensors of rank 4, 19.9 MB in bfloat16, of the layers
+    that version 1 adapts; its weights are under emb2lora."""
+    model = find_model("z-image")
+    assert model is not None
+    v1 = V1Config(Z_IMAGE, model, token_dim=1, code=1)
+    targets = {layer.name: (layer.d_in, layer.d_out) for layer in v1.adapted_layers}
+    program = REAL.replace("TARGETS", repr(targets))
+    weights = {"emb2lora.scale": torch.ones(1)}
+    folder = template_folders.write(root / "ZImage-i2L-v2", program, model=weights)
+    tensors, others = load(folder, torch.bfloat16).predict(pictures(3))
+    assert (len(tensors), others) == (476, ())
+    assert len(save(tensors)) / 1e6 == pytest.approx(19.9, abs=0.05)
+    lora = from_state_dict(tensors)
+    assert (lora.base_model, lora.rank, lora.n_layers) == ("z-image", 4, 238)
+    assert lora.layers.keys() == {layer.target for layer in v1.adapted_layers}
+    blocks = {target.weight.split(".")[0] for target in lora.layers}
+    assert blocks == {"layers", "noise_refiner", "context_refiner"}
 
 
 def test_where_to_get_what_is_missing():

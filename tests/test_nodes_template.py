@@ -280,7 +280,9 @@ def test_the_node_says_what_it_recognised(root: Path):
 def test_other_outputs_are_named(root: Path):
     template_folders.style(root / "ink", more=template_folders.KV_CACHE + ", 'text_embedding': features")
     out = predict(load("ink/")[0], images((40, 48)))
-    assert shown(out).splitlines()[1] == "not supported yet, left out: kv_cache, text_embedding"
+    assert shown(out).splitlines()[1] == (
+        "not a part of the LoRA, left out: kv_cache, text_embedding (Load Template gives the kv_cache)"
+    )
 
 
 def test_names_that_no_table_knows_are_said_and_refused_where_they_cannot_land(root: Path, model):
@@ -299,9 +301,11 @@ def test_the_neutral_lora_depends_on_sizes_only_and_is_kept(root: Path, monkeypa
     template_folders.style(root / "ink")
     predictor = load("ink/")[0]
     runs = []
-    plain = type(predictor.loaded).predict
+    plain = type(predictor.loaded).run
     monkeypatch.setattr(
-        type(predictor.loaded), "predict", lambda self, given: runs.append(len(given)) or plain(self, given)
+        type(predictor.loaded),
+        "run",
+        lambda self, given, pipe=None: runs.append(len(given["image"])) or plain(self, given, pipe),
     )
     first = predict(predictor, images((40, 48), (30, 30)))
     again = predict(predictor, images((40, 48), (30, 30)))

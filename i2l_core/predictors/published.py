@@ -13,13 +13,15 @@ class Published:
     """A repository of DiffSynth-Studio on ModelScope: its files that are needed, and where they go.
 
     `files`: none means the whole repository, which is a folder for itself. `base_model`: id of what its LoRAs are
-    for, as in `base_models`; empty when it is no predictor. `folder`: inside of models/.
+    for, as in `base_models`; empty when it is no predictor. `folder`: inside of models/. `one_picture`: it takes
+    one, as a picture and not as a list.
     """
 
     name: str
     base_model: str
     files: tuple[str, ...] = ()
     folder: str = "i2l"
+    one_picture: bool = False
 
     @property
     def url(self) -> str:
@@ -37,6 +39,7 @@ PUBLISHED = (
     Published("ZImage-i2L-v2", "z-image"),
     Published("KleinBase4B-i2L-v2", "flux2-klein-4b"),
     Published("HidreamO1-i2L-v2", "hidream-o1"),
+    Published("Template-KleinBase4B-ContentRef", "flux2-klein-4b", one_picture=True),
     # version 1
     Published("Z-Image-i2L", "z-image", ("model.safetensors",), "i2l/Z-Image-i2L"),
     Published("Z-Image-Omni-Base-i2L", "z-image", ("model.safetensors",), "i2l/Z-Image-Omni-Base-i2L"),

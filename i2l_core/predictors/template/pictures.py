@@ -33,6 +33,12 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
     return pictures
 
 
+def gray_square() -> Image.Image:
+    """The neutral picture of a template that takes one picture, whatever its size: 1024 x 1024 (DiffSynth's example
+    of Template-KleinBase4B-ContentRef)."""
+    return Image.new("RGB", (1024, 1024), _GRAY)
+
+
 def grays_like(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """As many gray pictures, of the same sizes."""
     return [Image.new("RGB", picture.size, _GRAY) for picture in pictures]

@@ -19,9 +19,11 @@ from ...lora_files.tensors import from_state_dict
 from ...references import Reference, gray, with_positive_weight
 from ..base import Family, NeutralCache, Options, Predictor, Progress, Runtime, Source, StyleAndNeutral
 from ..published import published
-from .pictures import grays_like, pictures_of
+from .outputs import Outputs
+from .pictures import gray_square, grays_like, pictures_of
+from .pipe import Pipe
 from .read import PROGRAM, read_template, weight_path
-from .run import LoadedTemplate, load_template
+from .run import LoadedTemplate, PipelineNeeded, load_template
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,10 @@ class TemplatePredictor(Predictor):
         report = progress or (lambda done, of: None)
         references = with_positive_weight(references)
         pictures = pictures_of(references)
+        if self._takes_one and len(pictures) != 1:
+            raise I2LError(
+                f"{self.name} takes one picture, got {len(pictures)}: connect a single one with weight 1"
+            )
         self._load(pictures)
         report(1, 3)
         lora, note = self._predict(pictures, references)
@@ -60,7 +66,8 @@ class TemplatePredictor(Predictor):
         sizes = tuple(picture.size for picture in pictures)
         neutral = self.neutrals.get(sizes)
         if neutral is None:
-            neutral, _ = self._predict(grays_like(pictures), [gray(one) for one in references])
+            grays = [gray_square()] if self._takes_one else grays_like(pictures)
+            neutral, _ = self._predict(grays, [gray(one) for one in references])
             self.neutrals.keep(sizes, neutral)
         report(3, 3)
         return StyleAndNeutral(lora, neutral, note)
@@ -74,16 +81,40 @@ class TemplatePredictor(Predictor):
 
     def _predict(self, pictures: list[Image.Image], references: Sequence[Reference]) -> tuple[LoRA, str]:
         self.runtime.check_cancelled()
-        tensors, others = self.loaded.predict(pictures)
+        image = pictures[0] if self._takes_one else pictures
+        tensors, others = self._run({"image": image}).only_lora(self.name)
         hashes = tuple(reference.hash for reference in references)
         source = f"the lora of the Diffusion Template {self.name}"
         lora = from_state_dict(tensors, predictor=self.name, references=hashes, source=source)
         notes = []
         if others:
-            notes.append(f"not supported yet, left out: {listed(others)}")
+            hint = " (Load Template gives the kv_cache)" if "kv_cache" in others else ""
+            notes.append(f"not a part of the LoRA, left out: {listed(others)}{hint}")
         if not lora.base_model:
             notes.append("for a base model that is not known")
         return lora, "\n".join(notes)
+
+    def _run(self, inputs: dict[str, Any]) -> Outputs:
+        """With a stand-in for the pipeline, which DiffSynth always passes; a program that asks for a part which is
+        missing in it may still be one that does without a pipeline."""
+        pipe = Pipe(self.runtime.device, self.loaded.dtype)
+        try:
+            return self.loaded.run(inputs, pipe)
+        except PipelineNeeded as needed:
+            try:
+                return self.loaded.run(inputs)
+            except I2LError:
+                hint = (
+                    f"; load it with Load Template, whose inputs take a {needed.socket}"
+                    if needed.socket
+                    else ""
+                )
+                raise I2LError(f"{needed}{hint}") from needed
+
+    @property
+    def _takes_one(self) -> bool:
+        known = published(self.name)
+        return known is not None and known.one_picture
 
     def _base_model(self) -> str:
         """From its LoRAs once there is one; until then the name of a published folder is the only hint."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import threading
 import types
@@ -29,6 +31,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ...checks import listed, shown
 from ...errors import I2LError, first_line
 from ...files.kinds import describe_bytes
+from .outputs import Outputs, read_outputs
+from .pipe import PipeLacks
 from .read import PROGRAM, Template, weight_names, weight_path
 
 PERMISSION = "I2L_ALLOW_TEMPLATE_CODE"
@@ -42,34 +46,44 @@ _PACKAGES = {  # module -> what pip calls it, where that differs
 }
 
 
+class PipelineNeeded(I2LError):
+    """A program asked for a part of DiffSynth's pipeline that it was not given. `socket`: VAE or CLIP, if that is what
+    would bring it."""
+
+    def __init__(self, message: str, socket: str = "") -> None:
+        super().__init__(message)
+        self.socket = socket
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedTemplate:
-    """A template whose program has run. `model`: its network, initially on the CPU."""
+    """A template whose program has run. `model`: its network, initially on the CPU, in `dtype`."""
 
     template: Template
     model: Any  # an nn.Module; without weights it need not be one
+    dtype: torch.dtype
 
-    def predict(self, pictures: Sequence[Image.Image]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def predict(
+        self, pictures: Sequence[Image.Image], pipe: Any = None
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """Pictures (RGB) -> the tensors of the LoRA, on the CPU and with memory of their own, and the names of
-        whatever else the program returned.
+        whatever else the program returned. Raises I2LError as `run` does, and when there is no LoRA."""
+        return self.run({"image": list(pictures)}, pipe).only_lora(self.template.name)
 
-        Raises I2LError, with the first line of what it raised, when the program fails or gives no LoRA.
+    def run(self, inputs: Mapping[str, Any], pipe: Any = None) -> Outputs:
+        """`inputs`: of process_inputs, by name; pictures are PIL's. `pipe`: what the program gets as its pipeline.
+
+        Raises I2LError, with the first line of what it raised, when the program fails; PipelineNeeded when it asked
+        for a part that `pipe` does not have.
         """
         name = self.template.name
+        # copies: a program may scale a picture in place, and the same one may come twice
+        given = {key: _copied(value) for key, value in inputs.items()}
         with torch.no_grad(), _running(name, "in process_inputs"):
-            # copies: a program may scale a picture in place, and the same one may come twice
-            inputs = self.model.process_inputs(pipe=None, image=[picture.copy() for picture in pictures])
+            states = self.model.process_inputs(pipe=pipe, **given)
         with torch.no_grad(), _running(name, "in forward"):
-            outputs = self.model.forward(pipe=None, **inputs)
-        if not isinstance(outputs, Mapping):
-            raise I2LError(
-                f"{name}: its program must return a dict with a lora, got {type(outputs).__name__}"
-            )
-        others = tuple(sorted(str(key) for key in outputs if key != "lora"))
-        if "lora" not in outputs:
-            returned = f"only {listed(others)}, not supported yet" if others else "nothing"
-            raise I2LError(f"{name}: expected its program to return a lora, it returned {returned}")
-        return _own_tensors(name, outputs["lora"]), others
+            outputs = self.model.forward(pipe=pipe, **states)
+        return read_outputs(name, outputs)
 
 
 def check_allowed(name: str, allow_code: bool) -> None:
@@ -108,7 +122,7 @@ def load_template(template: Template, dtype: torch.dtype, allow_code: bool) -> L
     try:
         with _running(template.name, "when it was started"):
             loader.exec_module(module)
-        loaded = LoadedTemplate(template, _build(template, module, dtype))
+        loaded = LoadedTemplate(template, _build(template, module, dtype), dtype)
     except BaseException:
         sys.modules.pop(loader.name, None)
         raise
@@ -246,6 +260,10 @@ def _running(name: str, when: str) -> Iterator[None]:
         if not error.name:
             raise I2LError(f"{name}: its {PROGRAM} failed {when}: {first_line(error)}") from error
         raise I2LError(f"{name}: its {PROGRAM} needs {_how_to_install(error.name.split('.')[0])}") from error
+    except PipeLacks as error:
+        raise PipelineNeeded(f"{name}: its {PROGRAM} failed {when}: {error}", error.socket) from error
+    except ImportError as error:
+        raise I2LError(f"{name}: its {PROGRAM} {_what_is_lacking(error, when)}") from error
     except (Exception, SystemExit) as error:
         raise I2LError(f"{name}: its {PROGRAM} failed {when}: {first_line(error)}") from error
 
@@ -259,13 +277,24 @@ def _how_to_install(package: str) -> str:
     )
 
 
-def _own_tensors(name: str, lora: Any) -> dict[str, Tensor]:
-    """Copies: what the program returned may be its own weights, which are moved and used again."""
-    if not isinstance(lora, Mapping):
-        raise I2LError(f"{name}: expected its lora to be a dict of tensors, got {type(lora).__name__}")
-    for key, value in lora.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise I2LError(
-                f"{name}: expected its lora to be tensors by name, got {type(value).__name__} as {shown(key)}"
-            )
-    return {key: value.detach().to("cpu", copy=True) for key, value in lora.items()}
+def _what_is_lacking(error: ImportError, when: str) -> str:
+    """For a name that an installed package does not have, which version that is and what to do."""
+    found = re.match(r"cannot import name '(\w+)' from '([\w.]+)'", str(error))
+    if not found:
+        return f"failed {when}: {first_line(error)}"
+    what, package = found[1], found[2].split(".")[0]
+    try:
+        version = f"{package} {importlib.metadata.version(_PACKAGES.get(package, package))}"
+    except importlib.metadata.PackageNotFoundError:
+        version = f"the {package}"
+    return (
+        f"needs {what} of the Python package {package}, which {version} that is installed does not have; get a newer "
+        f"{PROGRAM} from where it was published, or install the version of {package} that it was written for, if "
+        "ComfyUI runs with it"
+    )
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        return value.copy()
+    return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
