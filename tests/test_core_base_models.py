@@ -35,13 +35,13 @@ def meta_lumina2(dim=3840, layers=30, refiners=2, heads=30, text=2560, siglip=No
     return NextDiT(**config, **META, operations=disable_weight_init)
 
 
-def meta_flux2(hidden, heads, double, single, text, guidance=False):
+def meta_flux2(hidden, heads, double, single, text, guidance=False, **tiny):
     """ComfyUI's own FLUX.2 network on the meta device. Sizes: black-forest-labs/flux2, model.py."""
     from comfy.ldm.flux.model import Flux
     from comfy.ops import disable_weight_init
 
     sizes = dict(hidden_size=hidden, num_heads=heads, depth=double, depth_single_blocks=single)
-    config = {**CONFIGS["flux2"], **sizes, "context_in_dim": text, "guidance_embed": guidance}
+    config = {**CONFIGS["flux2"], **sizes, "context_in_dim": text, "guidance_embed": guidance, **tiny}
     return Flux(**config, **META, operations=disable_weight_init)
 
 
@@ -75,6 +75,13 @@ NETWORKS = {  # name: (id of the base model, ComfyUI's network in full size, how
         14 * 60 + 6,
     ),
     "Qwen-Image-Layered": ("qwen-image", lambda: meta_qwen_image(use_additional_t_cond=True), 14 * 60 + 6),
+    "tiny FLUX.2": (
+        "i2l-tiny-flux2",
+        lambda: meta_flux2(
+            160, 5, 1, 6, 128, axes_dim=[8] * 4, in_channels=16, out_channels=16, patch_size=2
+        ),
+        12 + 2 * 6 + 9,
+    ),
     "tiny": ("i2l-tiny", lambda: meta_lumina2(256, 6, 1, 4, 128), 6 * 8 + 8 + 7 + 6),
 }
 
@@ -178,7 +185,7 @@ def test_flux2_names_are_the_hosts_own_where_it_has_them(networks):
 
 def test_other_models_are_refused_with_the_known_ones(host):
     other_size = shapes(meta_flux2(256, 2, 1, 2, 48))
-    with pytest.raises(I2LError, match=r"but its sizes \(hidden 256, text 48, double 1, single 2"):
+    with pytest.raises(I2LError, match=r"but its sizes \(hidden 256, text 48, patch 128, double 1, single 2"):
         recognise(other_size)
     with pytest.raises(I2LError) as error:
         recognise({"input_blocks.0.weight": (4, 4)})

@@ -11,6 +11,7 @@ from torch import nn
 from i2l.i2l_core.demo import files
 from i2l.i2l_core.demo.autoencoder import PATCH, build_decoder, fit_basis
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
+from i2l.i2l_core.demo.flux2 import Flux2Backbone, Flux2Config
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
 from i2l.i2l_core.predictors.query.config import LayerSpec, QueryConfig
@@ -42,6 +43,9 @@ def random_demo_weights(folder: Path, seed: int = 0) -> Path:
         pictures = torch.rand(8, 4 * PATCH, 4 * PATCH, 3)
         files.save_vae(folder, fit_basis(pictures), build_decoder())
         save_random_predictor(folder / files.PREDICTOR)
+        flux2 = Flux2Backbone(Flux2Config())
+        _randomise(flux2)
+        files.save_flux2(folder, flux2)
     return folder
 
 

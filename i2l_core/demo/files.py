@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import I2LError
 from .autoencoder import PatchBasis, build_decoder, build_encoder, host_weights
 from .backbone import Backbone, BackboneConfig
+from .flux2 import Flux2Backbone, Flux2Config
 from .judge import Judge
 from .text import TextEncoder
 
@@ -24,6 +25,7 @@ BACKBONE, VAE, PREDICTOR, JUDGE = (
     "predictor.safetensors",
     "judge.safetensors",
 )
+FLUX2, FLUX2_PREDICTOR = "flux2.safetensors", "flux2_predictor.safetensors"
 
 
 def save_backbone(folder: Path, backbone: Backbone, text: TextEncoder) -> Path:
@@ -43,6 +45,20 @@ def load_backbone(folder: Path = WEIGHTS) -> tuple[Backbone, TextEncoder]:
     for net, prefix in ((backbone, "backbone."), (text, "text.")):
         net.load_state_dict({k: v.float() for k, v in part(tensors, prefix).items()})
     return backbone.eval(), text.eval()
+
+
+def save_flux2(folder: Path, network: Flux2Backbone) -> Path:
+    """bfloat16, under the host's names; the config in the metadata."""
+    meta = {"format": "i2l-demo-flux2", "version": 1, "config": asdict(network.config)}
+    return _save(folder / FLUX2, dict(network.state_dict()), meta, torch.bfloat16)
+
+
+def load_flux2(folder: Path = WEIGHTS) -> Flux2Backbone:
+    """The training-side network in float32."""
+    tensors, meta = read(folder / FLUX2)
+    network = Flux2Backbone(Flux2Config(**meta["config"]))
+    network.load_state_dict({k: v.float() for k, v in tensors.items()})
+    return network.eval()
 
 
 def save_vae(folder: Path, basis: PatchBasis, decoder: nn.Module) -> Path:

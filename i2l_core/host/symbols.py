@@ -16,9 +16,10 @@ from ..errors import I2LError
 OLDEST = (0, 24, 0)  # as in pyproject.toml: the oldest ComfyUI that the tests pass on
 
 NAMES: dict[str, tuple[str, ...]] = {
+    "comfy.latent_formats": ("Flux",),
     "comfy.lora": ("load_lora", "model_lora_keys_unet"),
     "comfy.lora_convert": ("convert_lora",),
-    "comfy.model_base": ("BaseModel",),
+    "comfy.model_base": ("BaseModel", "Flux"),
     "comfy.model_management": (
         "current_loaded_models",
         "free_memory",
@@ -55,8 +56,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "comfy.samplers": ("CFGGuider", "cond_cat", "encode_model_conds"),
     "comfy.sd": ("CLIP", "CLIPType", "CLIPType.__members__", "VAE", "load_clip", "load_diffusion_model"),
     "comfy.sd1_clip": ("escape_important", "token_weights", "unescape_important"),
-    "comfy.supported_models": ("ZImage",),
-    "comfy.supported_models_base": ("ClipTarget",),
+    "comfy.supported_models": ("Flux2", "ZImage"),
+    "comfy.supported_models_base": ("BASE", "ClipTarget"),
     "comfy.text_encoders.qwen_image": ("QwenImageTokenizer",),
     "comfy.utils": ("ProgressBar", "load_torch_file", "weight_dtype"),
     "comfy.weight_adapter": ("WeightAdapterBase",),

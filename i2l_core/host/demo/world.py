@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
-import comfy.utils
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...demo import files
@@ -20,6 +16,7 @@ from ...errors import I2LError
 from ...predictors.base import Predictor
 from ..predictors.runtime import load_predictor
 from .text import build_clip
+from .weights import as_model, read
 
 
 class DemoWorld(NamedTuple):
@@ -40,32 +37,9 @@ def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
 
 def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The backbone as a MODEL of the Z-Image class; the host chooses dtype and devices."""
-    tensors, about = _read(folder / files.BACKBONE)
-    weights = files.part(tensors, "backbone.")
+    tensors, about = read(folder / files.BACKBONE)
     config = comfy.supported_models.ZImage(_backbone_config(about).host_config())
-    device = comfy.model_management.get_torch_device()
-    supported = list(config.supported_inference_dtypes)
-    dtype = comfy.model_management.unet_dtype(
-        model_params=sum(tensor.numel() for tensor in weights.values()),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
-    model = config.get_model({}, "")
-
-    # looked up now: ComfyUI chooses the class of patcher when it starts
-    patchers = comfy.model_patcher
-    kind = patchers.ModelPatcher if disable_dynamic else patchers.CoreModelPatcher
-    offload = comfy.model_management.unet_offload_device()
-    patcher = kind(model, load_device=device, offload_device=offload)
-    if not comfy.model_management.is_device_cpu(offload):
-        model.to(offload)
-    try:
-        model.diffusion_model.load_state_dict(weights, strict=True, assign=patcher.is_dynamic())
-    except RuntimeError as error:  # torch says which tensors
-        raise I2LError(
-            f"{files.BACKBONE} is not the demo model's: {str(error).splitlines()[-1].strip()}"
-        ) from error
+    patcher = as_model(config, files.part(tensors, "backbone."), files.BACKBONE, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (folder,))  # for hooks and several GPUs
     return patcher
 
@@ -76,7 +50,7 @@ def load_text_patcher(folder: Path, disable_dynamic: bool = False) -> ModelPatch
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
     """The autoencoder as a VAE: the host takes it for a taef1 pair, 16 channels at 1/8."""
-    tensors, _ = _read(folder / files.VAE)
+    tensors, _ = read(folder / files.VAE)
     vae = comfy.sd.VAE(sd=tensors)
     expected = set() if vae.first_stage_model is None else vae.first_stage_model.state_dict().keys()
     if tensors.keys() != expected:  # the host only logs it
@@ -98,16 +72,5 @@ def _backbone_config(about: dict[str, Any]) -> BackboneConfig:
 
 
 def _text_weights(folder: Path) -> dict[str, Tensor]:
-    tensors, _ = _read(folder / files.BACKBONE)
+    tensors, _ = read(folder / files.BACKBONE)
     return files.part(tensors, "text.")
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        return files.read(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, I2LError):
-            raise
-        raise I2LError(
-            f"{path.name} of the demo model is damaged ({error}); install ComfyUI-i2L again"
-        ) from error

@@ -1,6 +1,7 @@
 """`python -m i2l_core.train.demo_stages STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
 
-Stages in order: pool, vision, judge, backbone, decoder. Each resumes from `.runs/STAGE`, writes its losses to
+Stages in order: pool, vision, judge, backbone, decoder; then flux2, which learns from the backbone, and what is for it:
+flux2_predictor, structure, brightness. Each resumes from `.runs/STAGE`, writes its losses to
 `.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights` (vision: into its run's
 folder). The predictor is trained as any other: `python -m i2l_core train i2l_core/train/configs/tiny-world.toml`.
 """
@@ -16,9 +17,10 @@ import torch
 
 from ...demo import files
 from ...demo.backbone import BackboneConfig
+from ...demo.flux2 import Flux2Config
 from ..encoder import save_encoder
 from ..plan import Plan
-from . import backbone, data, decoder, vision
+from . import backbone, data, decoder, flux2, flux2_predictor, vision
 
 RUNS = Path(".runs")
 
@@ -39,6 +41,21 @@ PRESETS = {
             "judge": Plan(steps=700, batch=64, lr=2e-3, seed=31, weight_decay=0.0),
             "backbone": Plan(steps=1600, batch=64, lr=4e-3, seed=11),
             "decoder": Plan(steps=700, batch=12, lr=1.5e-3, seed=41, weight_decay=0.0, save_every=100),
+            "flux2": Plan(steps=3000, batch=64, lr=4e-3, seed=61, average=0.995),
+            "flux2_predictor": Plan(
+                steps=900, batch=8, lr=2e-3, seed=71, warmup=40, average=0.99, save_every=100
+            ),
+            "structure": Plan(steps=600, batch=48, lr=2e-3, seed=72, warmup=40, average=0.99, save_every=100),
+            "brightness": Plan(
+                steps=500,
+                batch=48,
+                lr=3e-3,
+                seed=73,
+                warmup=40,
+                weight_decay=0.0,
+                average=0.99,
+                save_every=100,
+            ),
         },
     ),
     "gpu": Preset(
@@ -48,6 +65,10 @@ PRESETS = {
             "judge": Plan(steps=6000, batch=256, lr=2e-3, seed=31, weight_decay=0.0),
             "backbone": Plan(steps=40000, batch=256, lr=2e-3, seed=11, average=0.9995),
             "decoder": Plan(steps=20000, batch=64, lr=1.5e-3, seed=41, weight_decay=0.0),
+            "flux2": Plan(steps=20000, batch=256, lr=2e-3, seed=61, average=0.9995),
+            "flux2_predictor": Plan(steps=6000, batch=32, lr=1e-3, seed=71, average=0.998),
+            "structure": Plan(steps=6000, batch=128, lr=1e-3, seed=72, average=0.998),
+            "brightness": Plan(steps=3000, batch=128, lr=2e-3, seed=73, weight_decay=0.0, average=0.998),
         },
     ),
 }
@@ -115,6 +136,23 @@ def _decoder(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
         _report(files.save_vae(files.WEIGHTS, basis, net))
 
 
+def _flux2(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    run, network = flux2.train(RUNS / "flux2", plan, Flux2Config(), not options.no_compile)
+    if options.export:
+        run.load_average()
+        _report(files.save_flux2(files.WEIGHTS, network))
+
+
+def _flux2_predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    network = files.load_flux2()
+    run, predictor, encoder = flux2_predictor.train(
+        RUNS / "flux2_predictor", plan, network, not options.no_compile
+    )
+    if options.export:
+        run.load_average()
+        _report(flux2_predictor.save(files.WEIGHTS, predictor, encoder, run.step))
+
+
 def _report(path: Path) -> None:
     sys.stderr.write(f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
 
@@ -124,6 +162,8 @@ _STAGES = {
     "judge": _judge,
     "backbone": _backbone,
     "decoder": _decoder,
+    "flux2": _flux2,
+    "flux2_predictor": _flux2_predictor,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""The demo world's FLUX.2 as a MODEL of the host: its Flux class, fed by the demo's own CLIP and VAE."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models
+from comfy.model_patcher import ModelPatcher
+
+from ...demo import files
+from ...demo.flux2 import Flux2Config
+from ...demo.sampler import SHIFT
+from ...errors import I2LError
+from .weights import as_model, read
+
+
+class _TinyFlux2(comfy.supported_models.Flux2):
+    """As FLUX.2, but for the demo's latents and text: 16 channels at 1/8, and prompts that are not padded to 512."""
+
+    sampling_settings = {"shift": math.log(SHIFT)}
+    latent_format = comfy.latent_formats.Flux
+
+    def get_model(self, state_dict: Any, prefix: str = "", device: Any = None) -> comfy.model_base.Flux:
+        return comfy.model_base.Flux(self, device=device)
+
+
+def load_flux2(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    """The host chooses dtype and devices. Raises I2LError when the file is missing, damaged or does not fit."""
+    weights, about = read(folder / files.FLUX2)
+    config = _TinyFlux2(_config(about).host_config())
+    patcher = as_model(config, weights, files.FLUX2, disable_dynamic)
+    patcher.cached_patcher_init = (load_flux2, (folder,))  # for hooks and several GPUs
+    return patcher
+
+
+def _config(about: dict[str, Any]) -> Flux2Config:
+    sizes = about.get("config")
+    if not isinstance(sizes, dict):
+        raise I2LError(f"{files.FLUX2} does not say its sizes; install ComfyUI-i2L again")
+    return Flux2Config(**sizes)

@@ -1,0 +1,69 @@
+"""Stage `structure`: a control template for the demo world's FLUX.2, as the published ones are built.
+
+A second network of the same class looks at a picture of where the figures are, white on black, and at the prompt. The
+keys and values of all its blocks are what the attentions of the frozen network see beside their own. It starts from
+the frozen network's weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...demo.flux2 import Extras, Flux2Backbone
+from ..flow import draw_sigmas, noisy, velocity
+from ..plan import Plan
+from .backbone import pool_basis
+from .data import draw_prompt, latents_of, token_ids, train_pool
+from .flux2 import is_hidden_matrix
+from .run import StageRun
+
+_NO_PROMPT = 0.4  # share of targets whose structure is said by the picture alone
+
+
+def pictures_of(masks: Tensor) -> Tensor:
+    """Covers (B, h, w) uint8 of figures -> what the control looks at, (B, 2 h, 2 w, 3) in 0..1."""
+    return F.interpolate(masks[:, None].float() / 255, scale_factor=2).expand(-1, 3, -1, -1).movedim(1, -1)
+
+
+def train(
+    folder: Path, plan: Plan, network: Flux2Backbone, text: nn.Module, compiled: bool
+) -> tuple[StageRun, Flux2Backbone]:
+    """The flow loss through the frozen network."""
+    pool, basis = train_pool(), pool_basis()
+    latents = latents_of(pool, basis)
+    network.requires_grad_(False)
+    text.requires_grad_(False)
+    control = Flux2Backbone(network.config)
+    control.load_state_dict(network.state_dict())
+    for unused in (control.final_layer, control.single_blocks[-1].linear2):
+        unused.requires_grad_(False)
+    run = StageRun(folder, plan, {"control": control}, is_hidden_matrix)
+
+    def steer(x: Tensor, sigma: Tensor, context: Tensor, picture: Tensor) -> Tensor:
+        return network(x, sigma, context, Extras(cache=control.keys_values(picture, context)))
+
+    if compiled:
+        steer = torch.compile(steer)
+
+    def loss(step: int) -> Tensor:
+        rng, generator = run.generator(step)
+        styles = rng.integers(len(pool.styles), size=plan.batch)
+        rows = rng.integers(latents.shape[1], size=plan.batch)
+        pairs = zip(styles, rows, strict=True)
+        prompts = [
+            "" if rng.uniform() < _NO_PROMPT else draw_prompt(pool.contents[s][r], pool.styles[s], rng)
+            for s, r in pairs
+        ]
+        clean = latents[styles, rows].float()
+        seen = basis.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows])))
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = draw_sigmas(plan.batch, generator)
+        found = steer(noisy(clean, noise, sigma), sigma, text(token_ids(prompts)), seen)
+        return (found - velocity(clean, noise)).square().mean()
+
+    run.train(loss)
+    return run, control
