@@ -6,6 +6,7 @@ Nothing is downloaded by this code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,55 @@ PUBLISHED = (
 )
 
 
+@dataclass(frozen=True)
+class Value:
+    """The number that a published template takes: its name among the inputs of the program, and its range.
+
+    `neutral`: what stands on the negative side. `factor`: what the number is multiplied with before its sinusoids.
+    """
+
+    name: str
+    lowest: float
+    neutral: float
+    highest: float
+    factor: float
+
+
+@dataclass(frozen=True)
+class PublishedTemplate(Published):
+    """A template for FLUX.2 klein 4B that is no predictor. `takes`: the node that gives its inputs."""
+
+    takes: Takes = "nothing"
+    value: Value | None = None
+
+
+Takes = Literal["nothing", "value", "colour", "picture", "inpaint", "settings"]
+
+# inputs, neutral values and ranges: DiffSynth's examples of each; the factors: its training code
+_SCALE = Value("scale", 0.0, 0.5, 1.0, 1000.0)
+_TAKES: dict[str, tuple[Takes, Value | None]] = {
+    "ControlNet": ("picture", None),
+    "Edit": ("picture", None),
+    "Upscaler": ("picture", None),
+    "Inpaint": ("inpaint", None),
+    "Brightness": ("value", _SCALE),
+    "Sharpness": ("value", _SCALE),
+    "Age": ("value", Value("age", 1.0, 45.0, 100.0, 10.0)),
+    "SoftRGB": ("colour", None),
+    "PandaMeme": ("nothing", None),
+    "Aesthetic": ("settings", None),
+}
+TEMPLATES = tuple(
+    PublishedTemplate(f"Template-KleinBase4B-{name}", "flux2-klein-4b", takes=takes, value=value)
+    for name, (takes, value) in _TAKES.items()
+)
+
+
+def published_template(name: str) -> PublishedTemplate | None:
+    """The published template of this name that is no predictor, ignoring case; None if unknown."""
+    return next((one for one in TEMPLATES if one.name.lower() == name.lower()), None)
+
+
 def published(name: str) -> Published | None:
     """The published predictor of this name, ignoring case; None if unknown."""
     return next((one for one in PUBLISHED if one.name.lower() == name.lower()), None)
@@ -58,5 +108,5 @@ def published(name: str) -> Published | None:
 
 def where_to_get(name: str) -> str:
     """Advice for missing files of a predictor: where to download them."""
-    known = published(name)
+    known = published(name) or published_template(name)
     return f"get {known}" if known else "get them from where it was published"

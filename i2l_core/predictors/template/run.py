@@ -70,6 +70,12 @@ class LoadedTemplate:
         whatever else the program returned. Raises I2LError as `run` does, and when there is no LoRA."""
         return self.run({"image": list(pictures)}, pipe).only_lora(self.template.name)
 
+    def input_names(self) -> tuple[str, ...]:
+        """What process_inputs takes by name, in its order, but for the pipeline."""
+        parameters = inspect.signature(self.model.process_inputs).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return tuple(one.name for one in parameters if one.kind in named and one.name != "pipe")
+
     def run(self, inputs: Mapping[str, Any], pipe: Any = None) -> Outputs:
         """`inputs`: of process_inputs, by name; pictures are PIL's. `pipe`: what the program gets as its pipeline.
 
