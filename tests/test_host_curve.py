@@ -108,7 +108,7 @@ def test_a_curve_a_mask_and_a_plain_lora_act_together(name: str):
 
 
 def test_percents_are_the_inverse_of_the_hosts_sigmas(name: str):
-    from i2l.i2l_core.host.live.run import SigmaToPercent
+    from i2l.i2l_core.host.percents import SigmaToPercent
 
     sampling: Any = build(name).get_model_object("model_sampling")
     percents = SigmaToPercent(sampling)

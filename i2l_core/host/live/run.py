@@ -5,7 +5,6 @@ All that a run makes ends with it: hooks on networks, stacked LoRAs on devices, 
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import math
 import threading
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ...errors import I2LError
 from ...grouped_lora import GroupedLoRA, stack
+from ..percents import SigmaToPercent
 from ..prefix_cache import PrefixCaches
 from .branches import Branch, Chunk, ChunkOfUuid, branches_of, chunks_of
 from .hooks import ONE_LORA_FOR_BOTH, ActiveLoRAs, Hooks, TokenMasks, modules_around, passed_by_message
@@ -367,23 +367,6 @@ def _span(plan: Plan) -> tuple[int, int]:
     """First and last + 1 chunk on which anything acts; equal when nothing does."""
     acting = [number for number, group in enumerate(plan) if group]
     return (acting[0], acting[-1] + 1) if acting else (0, 0)
-
-
-class SigmaToPercent:
-    """How much of the sampling is over at a sigma, 0..1: the inverse of ComfyUI's percent_to_sigma."""
-
-    _STEPS = 1024
-
-    def __init__(self, sampling: Any) -> None:
-        self._rising = [-float(sampling.percent_to_sigma(i / self._STEPS)) for i in range(self._STEPS + 1)]
-
-    def at(self, sigma: float) -> float:
-        """0..1, linear between the percents that are known."""
-        after = bisect.bisect_left(self._rising, -sigma)
-        if after == 0 or after > self._STEPS:
-            return min(after, self._STEPS) / self._STEPS
-        low, high = self._rising[after - 1 : after + 1]
-        return (after - 1 + (-sigma - low) / (high - low)) / self._STEPS
 
 
 def _sigmas(live: LiveLoRA, sampling: Any) -> tuple[float, float]:

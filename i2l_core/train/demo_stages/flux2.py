@@ -57,7 +57,9 @@ def train(folder: Path, plan: Plan, config: Flux2Config, compiled: bool) -> tupl
     """Learn the velocity of the demo world's backbone on latents of the pool and random prompts."""
     pool = train_pool()
     latents = latents_of(pool, pool_basis())
-    teacher, text = (net.requires_grad_(False) for net in files.load_backbone())
+    teacher, text = files.load_backbone()
+    for frozen in (teacher, text):
+        frozen.requires_grad_(False)
     network = build(config, plan.seed)
     head = TokenHead(config.hidden_size, teacher.config.dim)
     run = StageRun(folder, plan, {"flux2": network, "head": head}, is_hidden_matrix)
