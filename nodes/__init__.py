@@ -17,6 +17,7 @@ from .reference import StyleReference
 from .region import StyleRegion
 from .replaced import register_replaced
 from .save import SavePredictedLoRA
+from .tone import StyleToneBlend
 
 __all__ = ["NODES", "on_load"]
 
@@ -29,6 +30,7 @@ NODES = (
     AsymmetricCFG,
     AsymmetricGuider,
     StyleRegion,
+    StyleToneBlend,
     FuseLoRAs,
     LoRAPreview,
     SavePredictedLoRA,

@@ -21,11 +21,11 @@ def strength_input(name: str, tooltip: str) -> io.Float.Input:
     return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
 
 
-def start_percent_input() -> io.Float.Input:
+def start_percent_input(what: str = "LoRA") -> io.Float.Input:
     return _percent(
         "start_percent",
         0.0,
-        "When the LoRA starts to act, as a fraction of the sampling. 0: from the first step.",
+        f"When the {what} starts to act, as a fraction of the sampling. 0: from the first step.",
     )
 
 

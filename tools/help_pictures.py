@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .api_graph import PREDICT, Prompt, nodes_of, with_text, without_lora
+from .api_graph import PREDICT, Prompt, nodes_of, pictures_of, with_text, without_lora
 from .comfy_client import ComfyClient, ComfyError
 from .comfy_server import ComfyServer
 from .host import ROOT
@@ -98,6 +98,22 @@ class Studio:
         prompt = self._prompt if styled else without_lora(self._prompt)
         return sheet([(words, self.draw(with_text(prompt, text))) for words, text in texts])
 
+    def tones(self) -> Image.Image:
+        """The reference, and a prompt with its tone at three grids."""
+        name = pictures_of(self._prompt)[0]
+        cells = [("reference", Image.open(ROOT / "workflows" / "references" / name).convert("RGB"))]
+        for grid in (0, 1, 4):
+            prompt = without_lora(self._prompt)
+            (sampler,), (loader,) = (nodes_of(prompt, kind) for kind in ("KSampler", "LoadI2LDemo"))
+            if grid:
+                prompt["picture"] = {"class_type": "LoadImage", "inputs": {"image": name}}
+                inputs = {"model": [loader, 0], "vae": [loader, 2], "image": ["picture", 0]}
+                inputs |= {"strength": 1.0, "grid": grid, "alpha": 1.0, "end_percent": 0.5}
+                prompt["tone"] = {"class_type": "StyleToneBlend", "inputs": inputs}
+                prompt[sampler]["inputs"]["model"] = ["tone", 0]
+            cells.append((f"grid {grid}" if grid else "without", self.draw(prompt)))
+        return sheet(cells)
+
     def preview(self) -> Image.Image:
         prompt = copy.deepcopy(self._prompt)
         inputs = {"lora": [*nodes_of(prompt, PREDICT), 0], "width": 1200}
@@ -132,6 +148,7 @@ def main() -> None:
             ("mushroom, neon", "one mushroom in the middle, neon, pink on blue"),
         )
         save(studio.texts(False, words), "LoadI2LDemo")
+        save(studio.tones(), "StyleToneBlend")
         save(studio.preview(), "LoRAPreview")
 
 

@@ -110,6 +110,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "io.String.Input",
         "io.String.Output",
         "io.Vae",
+        "io.Vae.Input",
         "io.Vae.Output",
         "ui",
         "ui.PreviewImage",
