@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+# Categories of Unicode that are not shown as they are: control and format characters (line ends, escape sequences of
+# terminals, right-to-left overrides), lone surrogates, private and unassigned ones, separators of lines and paragraphs
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MOST, _END = 2000, 500  # characters of a message; of its end, where the cure is
+
 
 class I2LError(ValueError):
     """Bad input from a file, a socket or a widget.
 
     The message is one line an artist understands: what was expected, what came, which file or input,
-    and what to do.
+    and what to do. Names that it quotes come from files: it is escaped and cut here, and nowhere else.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text without line ends, control characters and lone surrogates, which are escaped, and cut in the middle
+    when it is long."""
+    if len(text) > _MOST:
+        text = f"{text[: _MOST - _END]} ... {text[-_END:]}"
+    return "".join(_escaped(char) for char in text)
 
 
 def first_line(error: BaseException) -> str:
     """The type and the first line of another library's error, to quote in a message of ours."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _escaped(char: str) -> str:
+    if char.isascii() and char.isprintable():
+        return char
+    hidden = unicodedata.category(char) in _HIDDEN
+    return char.encode("unicode_escape").decode("ascii") if hidden else char
