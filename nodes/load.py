@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..i2l_core.errors import I2LError
-from ..i2l_core.host.folders import fingerprint, predictor_names, predictor_path
+from ..i2l_core.files.fingerprint import fingerprint
+from ..i2l_core.host.folders import predictor_names, predictor_path
 from ..i2l_core.host.predictors.runtime import load_predictor
 from .report import NodeReport
 from .sockets import CATEGORY, Predictor

@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..i2l_core.base_models import MODELS
 from ..i2l_core.errors import I2LError
-from ..i2l_core.host.folders import fingerprint, lora_files, lora_path
+from ..i2l_core.files.fingerprint import fingerprint
+from ..i2l_core.host.folders import lora_files, lora_path
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.patch import left_out_text
 from ..i2l_core.lora_files.file import load

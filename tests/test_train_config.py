@@ -10,8 +10,9 @@ import pytest
 from tiny_training import tables
 
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.files.fingerprint import content_fingerprint
 from i2l.i2l_core.train import parse
-from i2l.i2l_core.train.config import differences, fingerprint, load_config
+from i2l.i2l_core.train.config import differences, load_config
 from i2l.tools.host import ROOT
 
 EXAMPLES = sorted((ROOT / "i2l_core" / "train" / "configs").glob("*.toml"))
@@ -130,6 +131,6 @@ def test_a_fingerprint_sees_size_beginning_end_and_what_lies_between(tmp_path):
         if place is not None:
             content[place] = 1
         path.write_bytes(content)
-        seen.add(fingerprint(path))
+        seen.add(content_fingerprint(path))
     path.write_bytes(content + b"\0")
-    assert len(seen | {fingerprint(path)}) == 5
+    assert len(seen | {content_fingerprint(path)}) == 5

@@ -5,7 +5,6 @@ A predictor is a .safetensors file, or a folder with a program, a Diffusion Temp
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -75,16 +74,6 @@ def lora_path(name: str) -> Path:
             "the list, or put a .safetensors LoRA there"
         )
     return Path(path)
-
-
-def fingerprint(path: Path) -> str:
-    """Changes when the file does, or any file of the folder."""
-    files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        about = file.stat()
-        digest.update(f"{file.relative_to(path)}:{about.st_mtime_ns}:{about.st_size};".encode())
-    return digest.hexdigest()
 
 
 def loras_folder() -> Path:

@@ -15,6 +15,7 @@ import folder_paths
 from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import safe_join
+from ..files.fingerprint import stamp
 from ..predictors.base import Progress
 from ..references import Reference
 from ..references.files import SUFFIXES, read_reference
@@ -121,7 +122,7 @@ def fingerprint_library(name: str) -> str:
         if one.is_dir()
         for path in _pictures(one, root)
     ]
-    text = "".join(f"{path} {stat.st_mtime_ns} {stat.st_size};" for path, stat in about)
+    text = "".join(f"{path} {stamp(stat)};" for path, stat in about)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ..checks import listed
 from ..demo.files import BACKBONE, WEIGHTS
 from ..errors import I2LError
+from ..files.fingerprint import content_fingerprint
 from .parse import build, read_table
 from .plan import Plan
 
@@ -18,7 +18,6 @@ TINY_WORLD, HOST = "tiny-world", "host"
 GENERATOR, FOLDER, SHARDS = "tiny-world", "folder", "shards"
 PIXEL_SPACE = "pixel_space"  # the VAE of models that draw in pixels, as Load VAE calls it
 ENCODER_WEIGHTS = "model.safetensors"
-_SAMPLES, _SAMPLE = 64, 1 << 16  # places in a file, bytes at each
 
 DTYPES = ("stored", "bfloat16", "float16", "float32")
 
@@ -214,7 +213,7 @@ class TrainConfig:
         for table, names in _FREE.items():
             for name in names:
                 del tables[table][name]
-        tables["files"] = {name: fingerprint(path) for name, path in self._files().items()}
+        tables["files"] = {name: content_fingerprint(path) for name, path in self._files().items()}
         return tables
 
     def _files(self) -> dict[str, Path]:
@@ -240,20 +239,6 @@ _FREE = {
     "data": ("cache", "workers", "path"),
     "plan": ("steps", "save_every"),
 }
-
-
-def fingerprint(path: Path) -> str:
-    """Of a file's size and of four megabytes spread evenly over it: tells large files of weights apart at no cost."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            digest = hashlib.sha256(str(size).encode())
-            for place in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE) * place // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
-    except OSError as error:
-        raise I2LError(f"cannot read {path}: {error}") from error
-    return digest.hexdigest()[:16]
 
 
 def load_config(path: str | Path) -> TrainConfig:

@@ -12,6 +12,7 @@ import torch
 
 from ..checks import listed
 from ..errors import I2LError
+from ..files.fingerprint import content_fingerprint
 from .base import Base, LatentCodec
 from .checkpoints import Checkpoints
 from .config import (
@@ -23,7 +24,6 @@ from .config import (
     BaseTable,
     DataTable,
     TrainConfig,
-    fingerprint,
 )
 from .data.cache import EncodingCache
 from .data.data_set import DataSet, data_fingerprint, split_styles
@@ -109,8 +109,8 @@ def open_encoded(config: TrainConfig, data: DataSet) -> EncodedData:
     if config.base.kind != HOST:
         return EncodedData(data, table.height, table.width)
     base = config.base
-    vae = fingerprint(Path(base.vae)) if base.vae not in ("", PIXEL_SPACE) else base.vae
-    text = " ".join([base.text_type, *(fingerprint(Path(file)) for file in base.text_encoders)])
+    vae = content_fingerprint(Path(base.vae)) if base.vae not in ("", PIXEL_SPACE) else base.vae
+    text = " ".join([base.text_type, *(content_fingerprint(Path(file)) for file in base.text_encoders)])
     cache = EncodingCache(Path(table.cache) if table.cache else config.folder / "cache")
     # pixels are larger than pictures, and made in no time
     return EncodedData(data, table.height, table.width, cache, None if vae == PIXEL_SPACE else vae, text)

@@ -11,7 +11,8 @@ import folder_paths
 from ...encoders import PooledConfig, peek_pooled
 from ...encoders.files import EncoderFile
 from ...files.atomic import SUFFIX
-from ..folders import PREDICTORS, fingerprint, register_predictors
+from ...files.fingerprint import fingerprint
+from ..folders import PREDICTORS, register_predictors
 
 CLIP_VISION = "clip_vision"
 

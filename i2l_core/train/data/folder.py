@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...checks import check_entries, shown
 from ...errors import I2LError
+from ...files.fingerprint import stamp
 from ..base import Texts
 from .data_set import Picture, open_rgb
 
@@ -46,7 +47,7 @@ class Folder:
             about = path.stat()
         except OSError as error:
             raise I2LError(f"{self.pictures[index].name}: the picture is missing: {error}") from error
-        return f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
+        return f"{path.resolve()} {stamp(about)}"
 
     def latent(self, index: int) -> Tensor | None:
         name = self.files[index][1]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...checks import listed
 from ...errors import I2LError
+from ...files.fingerprint import stamp
 from ..base import Texts
 from .data_set import Picture, open_rgb
 from .folder import picture_of, read_latent, read_row, read_tensors
@@ -42,7 +43,7 @@ class Shards:
 
     def version(self, index: int) -> str:
         shard, about = self.shards[self.spans[index][0]], self.shards[self.spans[index][0]].stat()
-        return f"{shard.resolve()} {about.st_size} {about.st_mtime_ns} {self.spans[index][1]}"
+        return f"{shard.resolve()} {stamp(about)} {self.spans[index][1]}"
 
     def latent(self, index: int) -> Tensor | None:
         content = self._read(index, 2)
