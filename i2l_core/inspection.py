@@ -15,7 +15,7 @@ from .encoders import KINDS, PooledEncoder
 from .encoders import recognise as recognise_encoder
 from .errors import I2LError
 from .files.kinds import describe_bytes, describe_tensors
-from .files.safetensors import FileHeader, check_shapes, shapes_and_dtypes
+from .files.safetensors import FileHeader, check_names, check_shapes, shapes_and_dtypes
 from .lora_files.keys import not_of_the_model, split_key
 from .lora_files.names import recognise_lora
 from .predictors import family_of
@@ -62,12 +62,15 @@ def inspect_path(path: Path) -> Inspection:
         with safe_open(
             path, framework="np"
         ) as file:  # does not map the file, so it may be larger than the memory
+            check_names(path)
             header = FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
     except (SafetensorError, OSError) as error:
         said = describe_bytes(path, error)
         if not path.is_file():
             raise I2LError(f"{path}: {said}") from error
         return Inspection(*_split(said))
+    except I2LError as error:
+        return Inspection(*_split(f"it is damaged: {error}"))
     kinds = Counter(
         (_INDEX.sub("*", name), header.shapes[name], header.dtypes[name]) for name in header.shapes
     )

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import I2LError
+from ..files.safetensors import read_tensor
 from .autoencoder import PatchBasis, build_decoder, build_encoder, host_weights
 from .backbone import Backbone, BackboneConfig
 from .flux2 import Flux2Backbone, Flux2Config
@@ -101,7 +102,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
             f"the demo model lacks {path.name} in {path.parent}: install the pack again, with its weights"
         )
     with safe_open(path, "pt") as file:
-        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(
+        return {k: read_tensor(file, k) for k in file.keys()}, json.loads(
             (file.metadata() or {}).get("i2l", "{}")
         )
 

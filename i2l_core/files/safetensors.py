@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,25 @@ from ..checks import listed
 from ..errors import I2LError
 from .kinds import describe_bytes
 
+LONGEST_NAME = 512  # characters of a tensor's name; the longest real ones have 120
+MOST_COPIED = 4 << 30  # bytes of a file whose tensors are copied
+_LENGTH = 8  # bytes at the beginning that say how long the header is
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors names them
 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path, expected: str = "a predictor file") -> Iterator[Any]:
-    """A context with an open safetensors file. Tensors are memory-mapped: they take memory only when copied.
+    """A context with an open safetensors file. Tensors are memory-mapped: they take memory only when copied, and they
+    change, or end the process, when the file is overwritten or cut. `read_tensor` copies.
 
-    I2LErrors raised inside are prefixed with the name of the file.
+    I2LErrors raised inside are prefixed with the name of the file. Raises I2LError for a name that comes twice or is
+    longer than LONGEST_NAME.
     """
     try:
         try:
             with _mapped(path) as file:
+                check_names(path)
                 yield file
         except (SafetensorError, OSError) as error:
             raise I2LError(f"expected {expected}, but {describe_bytes(path, error)}") from error
@@ -43,6 +51,38 @@ def _mapped(path: Path) -> Any:
         raise I2LError(
             f"it has {size}, more than this computer's memory can map; add swap or memory"
         ) from error
+
+
+def check_names(path: Path) -> None:
+    """Raise I2LError for a name that comes twice, of which the library takes the last, or is longer than LONGEST_NAME,
+    in which looking for numbers takes long. The file is one that the library has opened."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        header = json.loads(file.read(length), object_pairs_hook=_once)
+    if long := next((name for name in header if len(name) > LONGEST_NAME), None):
+        raise I2LError(
+            f"a tensor has a name of {len(long)} characters, {long[:40]}...; expected at most {LONGEST_NAME}; "
+            "download it again"
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise I2LError(f"its header has {twice[:120]} twice, so it is damaged; download it again")
+    return found
+
+
+def read_tensor(file: Any, name: str) -> Tensor:
+    """A tensor of an open file in memory of its own, which outlives whatever happens to the file."""
+    return file.get_tensor(name).clone()
+
+
+def is_copied(path: Path) -> bool:
+    """Whether all tensors of a file should be copied: larger ones stay mapped, or they would be in memory twice."""
+    return path.stat().st_size <= MOST_COPIED
 
 
 @dataclass(frozen=True)

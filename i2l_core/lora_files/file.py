@@ -11,6 +11,7 @@ from safetensors.torch import save as serialize
 from ..checks import listed
 from ..errors import I2LError
 from ..files.atomic import write_new
+from ..files.safetensors import check_names, read_tensor
 from ..lora import LoRA
 from .keys import KeyFormat
 from .metadata import METADATA_KEY, about, for_managers, read_about, read_scale
@@ -30,10 +31,11 @@ def load(path: str | Path, base_model: str = "") -> LoRA:
     path = Path(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
+            _check_names(path)
             header = file.metadata() or {}
             said = read_about(header, path.name)
             check_keys(file.keys(), path.name)  # the tensors of another kind of file are not read
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: read_tensor(file, key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise I2LError(
             f"{path.name} is not a whole safetensors file: {error}; download or save it again"
@@ -45,6 +47,13 @@ def load(path: str | Path, base_model: str = "") -> LoRA:
         check_is_for(tensors, base_model, path.name)
     scale = read_scale(header, _peft_config(path), path.name)
     return from_state_dict(tensors, made_for or base_model, source=path.name, scale=scale, **said)
+
+
+def _check_names(path: Path) -> None:
+    try:
+        check_names(path)
+    except I2LError as error:
+        raise I2LError(f"{path.name}: {error}") from error
 
 
 def _peft_config(path: Path) -> str:

@@ -10,6 +10,7 @@ Reading is strict, allocates only what the file holds, and never unpickles.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,15 @@ from ...encoders import EncoderConfig, VisionEncoder
 from ...errors import I2LError
 from ...files.atomic import replacing
 from ...files.kinds import describe_tensors
-from ...files.safetensors import check_dtypes, check_finite, check_shapes, open_safetensors, shapes_and_dtypes
+from ...files.safetensors import (
+    check_dtypes,
+    check_finite,
+    check_shapes,
+    is_copied,
+    open_safetensors,
+    read_tensor,
+    shapes_and_dtypes,
+)
 from .config import QueryConfig
 from .network import QueryNetwork
 
@@ -117,7 +126,8 @@ def load_predictor(path: str | Path, operations: ModuleType | Any = nn) -> Loade
         if operations is not nn:
             predictor = QueryNetwork(predictor.config, device="meta", operations=operations)
 
-        tensors = {name: file.get_tensor(name) for name in header.shapes}
+        get = functools.partial(read_tensor, file) if is_copied(path) else file.get_tensor
+        tensors = {name: get(name) for name in header.shapes}
         for name, tensor in tensors.items():
             check_finite(name, tensor)
         predictor.load_state_dict(_part(tensors, "predictor."), strict=True, assign=True)
