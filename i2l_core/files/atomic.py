@@ -1,15 +1,19 @@
-"""Atomic writing: a new file under the next free name, or a file in place of an old one."""
+"""Atomic writing: a new file under the next free name, or a file in place of an old one.
+
+What is not finished has a temporary name in the same folder. A process that is killed leaves it behind; the next one
+that writes there removes it (`temporary`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import I2LError
+from .temporary import hold_temporary, remove_abandoned
 
 SUFFIX = ".safetensors"
 
@@ -55,22 +59,20 @@ def write_new(path: Path, content: bytes) -> Path:
     no partial file and no new folder remains and no existing file has changed. Errors are raised unchanged.
     """
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
-    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        final = next(candidate for candidate in _numbered(path) if _claim(temporary, candidate))
+        remove_abandoned(path.parent)
+        with hold_temporary(path.parent) as temporary:
+            with temporary.open("r+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            return next(candidate for candidate in _numbered(path) if _claim(temporary, candidate))
     except BaseException:
-        _forget(temporary)
         for folder in new_folders:
             with contextlib.suppress(OSError):  # it may not be there yet, or not be empty any more
                 folder.rmdir()
         raise
-    _forget(temporary)
-    return final
 
 
 @contextlib.contextmanager
@@ -80,20 +82,12 @@ def replacing(path: Path) -> Iterator[Path]:
     The file is flushed to disk first. After an error it is removed and `path` is unchanged. Errors are raised
     unchanged.
     """
-    temporary = _temporary(path)
-    try:
+    remove_abandoned(path.parent)
+    with hold_temporary(path.parent) as temporary:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # gone after success; and the first error is the one to tell
-            temporary.unlink()
-
-
-def _temporary(path: Path) -> Path:
-    """A new name in the folder of `path`: a file moves in one step only within one file system."""
-    return path.parent / f".i2l-{uuid.uuid4().hex}.tmp"
 
 
 def _problem(part: str) -> str:
@@ -120,11 +114,6 @@ def _numbered(path: Path) -> Iterator[Path]:
     for number in range(2, 100_000):
         yield path.with_name(f"{path.name.removesuffix(SUFFIX)}_{number:05d}{SUFFIX}")
     raise I2LError(f"no free name is left for {path}; choose another name")
-
-
-def _forget(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # gone already; or the disk is, and the first error is the one to tell
-        temporary.unlink()
 
 
 def _claim(temporary: Path, path: Path) -> bool:
