@@ -16,7 +16,15 @@ from ..errors import I2LError
 OLDEST = (0, 24, 0)  # as in pyproject.toml: the oldest ComfyUI that the tests pass on
 
 NAMES: dict[str, tuple[str, ...]] = {
+    "comfy.hooks": (
+        "EnumHookScope",
+        "EnumHookScope.HookedOnly",
+        "HookGroup",
+        "TransformerOptionsHook",
+        "set_hooks_for_conditioning",
+    ),
     "comfy.latent_formats": ("Flux",),
+    "comfy.ldm.flux.model": ("Flux",),
     "comfy.lora": ("load_lora", "model_lora_keys_unet"),
     "comfy.lora_convert": ("convert_lora",),
     "comfy.model_base": ("BaseModel", "Flux"),
@@ -49,6 +57,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "WrappersMP",
         "WrappersMP.APPLY_MODEL",
         "WrappersMP.CALC_COND_BATCH",
+        "WrappersMP.DIFFUSION_MODEL",
         "WrappersMP.OUTER_SAMPLE",
         "WrappersMP.PREPARE_SAMPLING",
     ),

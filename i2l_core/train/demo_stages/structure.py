@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...demo.autoencoder import HOST_SCALE, HOST_SHIFT
 from ...demo.flux2 import Extras, Flux2Backbone
 from ..flow import draw_sigmas, noisy, velocity
 from ..plan import Plan
@@ -39,6 +40,7 @@ def train(
     text.requires_grad_(False)
     control = Flux2Backbone(network.config)
     control.load_state_dict(network.state_dict())
+    control.img_in.weight.data *= HOST_SCALE  # it looks at latents as the VAE gives them
     for unused in (control.final_layer, control.single_blocks[-1].linear2):
         unused.requires_grad_(False)
     run = StageRun(folder, plan, {"control": control}, is_hidden_matrix)
@@ -59,7 +61,7 @@ def train(
             for s, r in pairs
         ]
         clean = latents[styles, rows].float()
-        seen = basis.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows])))
+        seen = basis.encode(pictures_of(torch.from_numpy(pool.masks[styles, rows]))) / HOST_SCALE + HOST_SHIFT
         noise = torch.randn(clean.shape, generator=generator)
         sigma = draw_sigmas(plan.batch, generator)
         found = steer(noisy(clean, noise, sigma), sigma, text(token_ids(prompts)), seen)
