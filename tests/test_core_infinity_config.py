@@ -59,9 +59,9 @@ def test_what_is_no_infinity_is_refused_by_name() -> None:
     shapes = released_shapes(64, 4, 2, 32, 128, 2)
     with pytest.raises(I2LError, match="no blocks"):
         InfinityConfig.from_shapes({"x": (3,)})
-    with pytest.raises(I2LError, match="lvl_embed.weight is missing"):
+    with pytest.raises(I2LError, match=r"lvl_embed.weight is missing"):
         InfinityConfig.from_shapes({k: v for k, v in shapes.items() if k != "lvl_embed.weight"})
-    with pytest.raises(I2LError, match="2 dimensions of word_embed.weight"):
+    with pytest.raises(I2LError, match=r"2 dimensions of word_embed.weight"):
         InfinityConfig.from_shapes({**shapes, "word_embed.weight": (64,)})
     with pytest.raises(I2LError, match="7 heads share"):
         InfinityConfig.from_shapes({**shapes, "block_chunks.0.module.0.sa.scale_mul_1H11": (1, 7, 1, 1)})
