@@ -101,6 +101,25 @@ def memory_nbytes(
     return (1 + guided) * extent.layers_nbytes(config, element) + extent.last_nbytes(config, element)
 
 
+def run_nbytes(
+    config: InfinityConfig, drawing: Drawing, sampling: Sampling, styling: Styling | None, element: int = 2
+) -> int:
+    """Bytes that a run has in use at most, beside the weights: keys and values, the words of the prompts, and what one
+    block of the last scale computes."""
+    scales, rows = drawing.scales, drawing.rows
+    guided = any(g != 1 for g in per_scale("guidance", sampling.guidance, len(scales.maps)))
+    texts = {id(text): text for text in (*drawing.texts, *((drawing.negatives or ()) if guided else ()))}
+    lengths = [len(text) * text.shape[1] for text in texts.values()]
+    if guided and drawing.negatives is None:
+        lengths += {text.shape[1] for text in drawing.texts}
+    words = config.depth * 2 * config.width * element * sum(lengths)
+    paths = sum(end == len(scales.maps) for end in extent_of(scales, rows, styling).ends)
+    # Float32: the hidden states of each side, normalised and scaled; then the two layers of the feed-forward
+    each = config.width * 4 * (guided + 1 + 2) + (config.width + 2 * config.hidden) * element
+    block = paths * rows * scales.counts[-1] * each
+    return memory_nbytes(config, scales, rows, styling, guided, element) + words + block
+
+
 @torch.inference_mode()
 def draw(
     model: Infinity,
