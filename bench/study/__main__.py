@@ -1,6 +1,6 @@
 """`python -m bench.study [PART ...] [--styles N] [--steps N]`: the study, part by part, as JSON in docs/study.
 
-Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition; without one, all of them. Each is
+Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates; without one, all. Each is
 written when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs
 of equal content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been
 measured, `sheet` twelve styles.
@@ -31,6 +31,7 @@ from . import (
     results,
     sheet,
     tables,
+    templates,
     trained,
 )
 
@@ -58,6 +59,7 @@ PARTS = {
     "curves": Part(curves.run, 32, 4),
     "learned": Part(learned.run, 500, 8, samples=False),
     "composition": Part(composition.run, 16, 4, samples=False),
+    "templates": Part(templates.run, 64, 4, samples=False),
 }
 DRAWN = ("plots", "sheet")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,6 +29,10 @@ BACKBONE, VAE, PREDICTOR, JUDGE = (
     "judge.safetensors",
 )
 FLUX2, FLUX2_PREDICTOR = "flux2.safetensors", "flux2_predictor.safetensors"
+BRIGHTNESS, STRUCTURE = (
+    "flux2_brightness.safetensors",
+    "flux2_structure.safetensors",
+)  # as templates are published
 
 
 def save_backbone(folder: Path, backbone: Backbone, text: TextEncoder) -> Path:
@@ -60,6 +66,14 @@ def load_flux2(folder: Path = WEIGHTS) -> Flux2Backbone:
     network = Flux2Backbone(Flux2Config(**meta["config"]))
     network.load_state_dict({k: v.float() for k, v in tensors.items()})
     return network.eval()
+
+
+def save_flux2_predictor(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], step: int
+) -> Path:
+    """bfloat16; `config`: a QueryConfig as JSON. The encoder is that in PREDICTOR."""
+    meta = {"format": "i2l-demo-flux2-predictor", "version": 1, "predictor": config, "steps": step}
+    return _save(folder / FLUX2_PREDICTOR, dict(tensors), meta, torch.bfloat16)
 
 
 def save_vae(folder: Path, basis: PatchBasis, decoder: nn.Module) -> Path:

@@ -15,7 +15,15 @@ from ...demo import files
 from ...demo.flux2 import Flux2Config
 from ...demo.sampler import SHIFT
 from ...errors import I2LError
+from ...predictors.base import Predictor
+from ...predictors.query.config import QueryConfig
+from ...predictors.query.file import LoadedPredictor, load_predictor
+from ...predictors.query.network import QueryNetwork
+from ...predictors.query.predictor import hold
+from ..predictors.runtime import comfy_runtime
 from .weights import as_model, read
+
+_ID = "i2l-tiny-flux2"  # in base_models/demo.py
 
 
 class _TinyFlux2(comfy.supported_models.Flux2):
@@ -35,6 +43,25 @@ def load_flux2(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:
     patcher = as_model(config, weights, files.FLUX2, disable_dynamic)
     patcher.cached_patcher_init = (load_flux2, (folder,))  # for hooks and several GPUs
     return patcher
+
+
+def load_flux2_predictor(folder: Path) -> Predictor:
+    """Its predictor, which looks through the encoder of the other one. Raises I2LError as `load_flux2` does."""
+    tensors, about = read(folder / files.FLUX2_PREDICTOR)
+    runtime = comfy_runtime()
+    other = load_predictor(folder / files.PREDICTOR)
+    try:
+        network = QueryNetwork(
+            QueryConfig.from_json(about.get("predictor")), device="meta", operations=runtime.operations
+        )
+        network.load_state_dict(tensors, strict=True, assign=True)
+    except (I2LError, RuntimeError) as error:
+        raise I2LError(
+            f"{files.FLUX2_PREDICTOR} is not the demo model's; install ComfyUI-i2L again"
+        ) from error
+    meta = {"base_model": {"id": _ID}, "about": {"steps": str(about.get("steps"))}}
+    name = Path(files.FLUX2_PREDICTOR).stem
+    return hold(LoadedPredictor(network.config, network.eval(), other.encoder, meta, name), runtime)
 
 
 def _config(about: dict[str, Any]) -> Flux2Config:

@@ -115,8 +115,12 @@ def load_query_predictor(
     path: str | Path, runtime: Runtime, options: Options | None = None
 ) -> QueryPredictor:
     """Read a predictor file. Raises I2LError as `load_predictor` does."""
+    return hold(load_predictor(path, operations=runtime.operations), runtime)
+
+
+def hold(loaded: LoadedPredictor, runtime: Runtime) -> QueryPredictor:
+    """Hand the networks of a predictor that was read to a runtime."""
     dtype = runtime.dtype(torch.float32 if runtime.device.type == "cpu" else torch.bfloat16)
-    loaded = load_predictor(path, operations=runtime.operations)
     loaded.predictor.requires_grad_(False)
     # a runtime that casts layer by layer may keep a 16 bit file as small as it is; the encoder cannot
     if not runtime.casts or loaded.predictor.queries.dtype == torch.float32:

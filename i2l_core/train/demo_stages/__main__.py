@@ -20,7 +20,7 @@ from ...demo.backbone import BackboneConfig
 from ...demo.flux2 import Flux2Config
 from ..encoder import save_encoder
 from ..plan import Plan
-from . import backbone, data, decoder, flux2, flux2_predictor, vision
+from . import backbone, brightness, data, decoder, flux2, flux2_predictor, structure, vision
 
 RUNS = Path(".runs")
 
@@ -145,12 +145,26 @@ def _flux2(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
 
 def _flux2_predictor(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
     network = files.load_flux2()
-    run, predictor, encoder = flux2_predictor.train(
-        RUNS / "flux2_predictor", plan, network, not options.no_compile
-    )
+    run, predictor = flux2_predictor.train(RUNS / "flux2_predictor", plan, network, not options.no_compile)
     if options.export:
         run.load_average()
-        _report(flux2_predictor.save(files.WEIGHTS, predictor, encoder, run.step))
+        _report(flux2_predictor.save(files.WEIGHTS, predictor, run.step))
+
+
+def _structure(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    network, (_, text) = files.load_flux2(), files.load_backbone()
+    run, control = structure.train(RUNS / "structure", plan, network, text, not options.no_compile)
+    if options.export:
+        run.load_average()
+        _report(structure.save(files.WEIGHTS, control))
+
+
+def _brightness(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    network, (_, text) = files.load_flux2(), files.load_backbone()
+    run, template = brightness.train(RUNS / "brightness", plan, network, text)
+    if options.export:
+        run.load_average()
+        _report(brightness.save(files.WEIGHTS, template))
 
 
 def _report(path: Path) -> None:
@@ -164,6 +178,8 @@ _STAGES = {
     "decoder": _decoder,
     "flux2": _flux2,
     "flux2_predictor": _flux2_predictor,
+    "structure": _structure,
+    "brightness": _brightness,
 }
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...demo import files
 from ...demo.flux2 import Extras, Flux2Backbone, Flux2Config, KeysValues
 from ..flow import draw_sigmas, noisy
 from ..plan import Plan
@@ -109,3 +111,20 @@ def train(
 
     run.train(loss)
     return run, template
+
+
+def save(folder: Path, template: ValueTemplate) -> Path:
+    """As the published ones are, in bfloat16; the width of a head in the metadata."""
+    tensors = {}
+    for i, block in enumerate(template.blocks):
+        for which, part in zip("kv", (template.parts[2 * i], template.parts[2 * i + 1]), strict=True):
+            place = f"proj_{which}.{block}"
+            for n, name in ((0, "linear_1"), (2, "linear_2")):
+                for kind, tensor in getattr(part, name).named_parameters():
+                    tensors[f"{place}.prefer_value_embedder.{n}.{kind}"] = tensor
+            tensors[f"{place}.positional_embedding"] = part.table
+    kept = {name: tensor.detach().bfloat16().contiguous() for name, tensor in tensors.items()}
+    head_dim = template.parts[0].table.shape[1] // template.heads
+    path = folder / files.BRIGHTNESS
+    save_file(kept, path, {"head_dim": str(head_dim)})
+    return path

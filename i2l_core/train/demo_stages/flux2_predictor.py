@@ -17,9 +17,8 @@ from ...demo import files
 from ...demo.backbone import LayerPair
 from ...demo.flux2 import Extras, Flux2Backbone, Flux2Config
 from ...demo.prompts import content_prompt
-from ...encoders import VisionEncoder
 from ...predictors.query.config import LayerSpec, QueryConfig
-from ...predictors.query.file import load_predictor, save_predictor
+from ...predictors.query.file import load_predictor
 from ...predictors.query.network import QueryNetwork
 from ..flow import draw_sigmas, noisy
 from ..plan import Plan
@@ -57,9 +56,7 @@ def adapted_layers(c: Flux2Config) -> tuple[LayerSpec, ...]:
     return tuple(layers)
 
 
-def train(
-    folder: Path, plan: Plan, network: Flux2Backbone, compiled: bool
-) -> tuple[StageRun, QueryNetwork, VisionEncoder]:
+def train(folder: Path, plan: Plan, network: Flux2Backbone, compiled: bool) -> tuple[StageRun, QueryNetwork]:
     """`plan.batch`: styles in a step."""
     pool = train_pool()
     latents = latents_of(pool, pool_basis())
@@ -113,16 +110,13 @@ def train(
         return learn(x, sigma, context, _pairs(predictor, tokens), goal)
 
     run.train(loss)
-    return run, predictor, encoder
+    return run, predictor
 
 
 def _pairs(predictor: nn.Module, tokens: Tensor) -> LoRAs:
     return {target.weight: pair for target, pair in predictor(tokens).layers().items()}
 
 
-def save(folder: Path, predictor: QueryNetwork, encoder: VisionEncoder, step: int) -> Path:
-    """The predictor file, bfloat16; one that was there is replaced."""
-    meta = {"base_model": {"id": "i2l-tiny-flux2"}, "about": {"steps": str(step)}}
-    path = folder / files.FLUX2_PREDICTOR
-    save_predictor(path, predictor.bfloat16(), encoder.bfloat16(), meta)
-    return path
+def save(folder: Path, predictor: QueryNetwork, step: int) -> Path:
+    """bfloat16, without the encoder: it is that of the other predictor, and 3 MB."""
+    return files.save_flux2_predictor(folder, predictor.config.to_json(), predictor.state_dict(), step)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...demo import files
 from ...demo.autoencoder import HOST_SCALE, HOST_SHIFT
-from ...demo.flux2 import Extras, Flux2Backbone
+from ...demo.flux2 import Extras, Flux2Backbone, Flux2Config
+from ...kv_caches.dit import DitTemplate, host_name
 from ..flow import draw_sigmas, noisy, velocity
 from ..plan import Plan
 from .backbone import pool_basis
@@ -69,3 +72,28 @@ def train(
 
     run.train(loss)
     return run, control
+
+
+def save(folder: Path, control: Flux2Backbone) -> Path:
+    """As the published ones are; matrices as 8 bit floats, which is how large ones are used too."""
+    c = control.config
+    sizes = DitTemplate(
+        c.hidden_size, c.head_dim, c.mlp, c.depth, c.depth_single_blocks, c.patch, c.context_in_dim
+    )
+    tensors, learned = {}, control.state_dict()
+    for name, shape in sizes.shapes().items():
+        host = host_name(name)
+        tensor = torch.zeros(shape) if host is None else learned[host].detach()  # the output is not used
+        tensors[name] = tensor.to(torch.float8_e4m3fn if tensor.ndim == 2 else torch.bfloat16).contiguous()
+    path = folder / files.STRUCTURE
+    save_file(tensors, path)
+    return path
+
+
+def load(folder: Path) -> Flux2Backbone:
+    """The training-side network in float32, to be sampled without the host."""
+    tensors = load_file(folder / files.STRUCTURE)
+    found = {host: tensor.float() for name, tensor in tensors.items() if (host := host_name(name))}
+    network = Flux2Backbone(Flux2Config())
+    network.load_state_dict(found, strict=False)
+    return network.eval()
