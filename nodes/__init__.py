@@ -17,6 +17,16 @@ from .reference import StyleReference
 from .region import StyleRegion
 from .replaced import register_replaced
 from .save import SavePredictedLoRA
+from .template_apply import ApplyTemplate, TemplateToLoRA
+from .template_inputs import (
+    TemplateColour,
+    TemplateInpaint,
+    TemplatePicture,
+    TemplateSettings,
+    TemplateValue,
+)
+from .template_load import LoadTemplate
+from .template_save import SaveTemplateCache
 from .tone import StyleToneBlend
 
 __all__ = ["NODES", "on_load"]
@@ -37,6 +47,15 @@ NODES = (
     LoadLoRAFile,
     LoRABlocks,
     LoadI2LDemo,
+    LoadTemplate,
+    TemplateValue,
+    TemplateColour,
+    TemplatePicture,
+    TemplateInpaint,
+    TemplateSettings,
+    ApplyTemplate,
+    TemplateToLoRA,
+    SaveTemplateCache,
 )
 
 

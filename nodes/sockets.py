@@ -11,9 +11,12 @@ from ..i2l_core.errors import I2LError
 from ..i2l_core.schedule import NAMED
 
 CATEGORY = "i2L"
+TEMPLATES = "i2L/templates"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.predictors.base.Predictor
 Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.Reference
+Template = io.Custom("I2L_TEMPLATE")  # i2l_core.host.templates.base.Template
+TemplateInputs = io.Custom("I2L_TEMPLATE_INPUTS")  # i2l_core.host.templates.base.TemplateInputs
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 
@@ -46,6 +49,19 @@ def curve_input() -> io.String.Input:
         placeholder="0: 1, 0.5: 0.3, 1: 0",
         tooltip="Strength over the sampling as keyframes position: factor, such as 0: 1, 0.5: 0.3, 1: 0 (0 = first "
         f"step, 1 = last), linear in between. Or a name: {', '.join(NAMED)}. Empty: constant.",
+    )
+
+
+def template_input() -> io.Custom.Input:
+    return Template.Input("template", tooltip="The template, from Load Template.")
+
+
+def template_inputs_input() -> io.MultiType.Input:
+    return io.MultiType.Input(
+        "inputs",
+        types=[TemplateInputs, Template],
+        tooltip="From Template Value, Template Picture or another input node; or straight from Load Template, for a "
+        "template that takes nothing.",
     )
 
 

@@ -183,11 +183,17 @@ def test_a_colour_out_of_its_range():
 def test_pictures_that_do_not_do(shape: tuple[int, ...], message: str):
     for make in (
         check_picture,
-        PictureInput,
+        lambda picture: PictureInput(picture, "a cat"),
         lambda picture: InpaintInput(picture, torch.zeros(picture.shape[:3])),
     ):
         with pytest.raises(I2LError, match=message):
             make(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+def test_a_prompt_that_is_missing(prompt: str):
+    with pytest.raises(I2LError, match="prompt: expected what the picture shall show, got nothing"):
+        PictureInput(PICTURE, prompt)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +219,10 @@ def test_numbers_become_bytes_by_rounding_and_four_channels_three():
 @pytest.mark.parametrize(
     ("name", "given", "node"),
     [
-        ("Brightness", PictureInput(PICTURE), "it takes a value: use Template Value"),
+        ("Brightness", PictureInput(PICTURE, "a"), "it takes a value: use Template Value"),
         ("SoftRGB", ValueInput(0.7), "it takes a colour: use Template Colour"),
         ("ControlNet", ValueInput(0.7), "it takes a picture and a prompt: use Template Picture"),
-        ("Inpaint", PictureInput(PICTURE), "it takes a picture and a mask: use Template Inpaint"),
+        ("Inpaint", PictureInput(PICTURE, "a"), "it takes a picture and a mask: use Template Inpaint"),
         ("Aesthetic", NoInput(), "it takes settings: use Template Settings"),
         ("PandaMeme", ValueInput(0.7), "it takes no inputs: connect Load Template to Apply Template"),
     ],

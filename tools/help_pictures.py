@@ -32,6 +32,15 @@ CARDS = {  # node -> the workflow whose card shows it
     "AsymmetricCFG": "asymmetric_guidance",
     "StyleRegion": "style_regions",
     "LoadI2LPredictor": "zimage_i2l",
+    "LoadTemplate": "flux2_klein_structure_i2l",
+    "TemplateValue": "flux2_klein_brightness_i2l",
+    "TemplateColour": "flux2_klein_brightness_i2l",
+    "TemplatePicture": "flux2_klein_structure_i2l",
+    "TemplateInpaint": "flux2_klein_template_inpaint_i2l",
+    "TemplateSettings": "flux2_klein_brightness_i2l",
+    "ApplyTemplate": "flux2_klein_structure_i2l",
+    "TemplateToLoRA": "flux2_klein_i2l",
+    "SaveTemplateCache": "flux2_klein_structure_i2l",
 }
 CARD_SIDE = 448
 CELL, GAP, CAPTION, SIZE = 212, 8, 36, 22  # pixels: of a sheet; SIZE of its letters

@@ -310,12 +310,26 @@ def _inside() -> tuple[str, Image.Image]:
     return "inside the mask", masked(scene, mask)
 
 
+def _bright() -> tuple[str, Image.Image]:
+    """The slider of a value: from dark to bright, with a mark where the workflow has it."""
+    side, value = 512, 0.7
+    ramp = Image.linear_gradient("L").rotate(90).resize((side, side)).convert("RGB")
+    pen = ImageDraw.Draw(ramp)
+    pen.rectangle((0, side // 2 - 5, side, side // 2 + 5), PANEL)
+    x, radius = value * side, 34
+    pen.ellipse((x - radius, side / 2 - radius, x + radius, side / 2 + radius), ACCENT)
+    return "brightness", ramp
+
+
 REAL = {
     "zimage_i2l": Real("Z-Image", "neon"),
     "zimage_turbo_i2l": Real("Z-Image Turbo", "glass", "8 steps, cfg 1"),
     "zimage_controlnet_i2l": Real("Z-Image ControlNet", "neon", given=_lines),
     "flux2_klein_i2l": Real("FLUX.2 klein", "blueprint"),
     "flux2_klein_inpaint_i2l": Real("FLUX.2 klein inpaint", "glass", given=_inside),
+    "flux2_klein_structure_i2l": Real("FLUX.2 klein structure", "neon", given=_lines),
+    "flux2_klein_brightness_i2l": Real("FLUX.2 klein brightness", "glass", given=_bright),
+    "flux2_klein_template_inpaint_i2l": Real("klein inpaint template", "glass", given=_inside),
     "hidream_o1_i2l": Real("HiDream-O1", "neon"),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import I2LError
@@ -58,14 +58,18 @@ def write_new(path: Path, content: bytes) -> Path:
     A temporary file in the same folder is flushed to disk before it is renamed. After any error or interruption
     no partial file and no new folder remains and no existing file has changed. Errors are raised unchanged.
     """
+    return write_new_by(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_new_by(path: Path, write: Callable[[Path], object]) -> Path:
+    """The same for what `write` puts into the empty file whose path it gets. It must not put another file there."""
     new_folders = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
         with hold_temporary(path.parent) as temporary:
+            write(temporary)
             with temporary.open("r+b") as file:
-                file.write(content)
-                file.flush()
                 os.fsync(file.fileno())
             return next(candidate for candidate in _numbered(path) if _claim(temporary, candidate))
     except BaseException:

@@ -45,7 +45,7 @@ def applied(flow: Workflow, model: Socket, lora: Socket, look: Look = PLAIN, **i
 
 
 def texts(
-    flow: Workflow, clip: Socket, words: str, without: str = "", negative: bool = True
+    flow: Workflow, clip: Socket, words: str | Socket, without: str = "", negative: bool = True
 ) -> tuple[Socket, Socket]:
     """The prompts, green and red; without the negative one the first stands for both."""
     look = Look("Draw this", height=120, colors=POSITIVE)

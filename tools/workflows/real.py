@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .graph import AMBER, BLUE, GREEN, PLAIN, PURPLE, Look, Socket, Workflow
+from .graph import AMBER, BLUE, GREEN, PLAIN, POSITIVE, PURPLE, Look, Node, Socket, Workflow
 from .parts import CARD, PICTURE, World, applied, decoded, predicted, references, sampled, square, texts
 
 HUGGING_FACE = "https://huggingface.co"
@@ -112,6 +112,75 @@ def flux2_klein_inpaint_i2l(flow: Workflow) -> None:
     _sampled_by_guider(flow, world, lora, prompts, latent, sigmas["low_sigmas"], (scaled, mask))
 
 
+def flux2_klein_structure_i2l(flow: Workflow) -> None:
+    pictures = _references(flow, "neon")
+    flow.group("2  The structure", BLUE, PICTURE)
+    scene = flow.picture("scene.png", Look("Picture with the structure"))["image"]
+    scaled = _megapixel(flow, scene)
+    lines = flow.add("Canny", image=scaled, low_threshold=0.1, high_threshold=0.32)["image"]
+    size = flow.add("GetImageSize", image=scaled)
+    world = _klein(flow, number=3)
+    template = _template(flow, "ControlNet")
+    flow.group("4  Pictures to LoRA", GREEN, 300)
+    lora = predicted(flow, world.predictor, pictures)
+    flow.group("5  What to draw, and where", AMBER, 340, 320)
+    words = "Two houses at the edge of a forest"
+    said = flow.add(
+        "PrimitiveStringMultiline", Look("What to draw", height=140, colors=POSITIVE), value=words
+    )
+    prompts = texts(flow, world.clip, said["string"])
+    parts = {"template": template, "image": lines, "vae": world.vae, "clip": world.clip}
+    look = Look("Structure", column=1, height=200, room=60)
+    inputs = flow.add("TemplatePicture", look, **parts, prompt=said["string"])["inputs"]
+    applied = _with_template(flow, prompts, inputs)
+    flow.group("6  Structure and style", PURPLE, 320, 320, 480)
+    sides = {"width": size["width"], "height": size["height"]}
+    latent = flow.add("EmptyFlux2LatentImage", **sides, batch_size=1)["latent"]
+    sigmas = flow.add("Flux2Scheduler", steps=STEPS, **sides)["sigmas"]
+    _sampled_by_guider(flow, world, lora, (applied["positive"], applied["negative"]), latent, sigmas)
+
+
+def flux2_klein_brightness_i2l(flow: Workflow) -> None:
+    pictures = _references(flow, "glass")
+    world = _klein(flow)
+    template = _template(flow, "Brightness")
+    flow.group("3  Pictures to LoRA", GREEN, 300)
+    lora = predicted(flow, world.predictor, pictures)
+    prompts = _prompts(flow, world)
+    bright = {"scale": "0 to 1", "scale.value": 0.7}
+    inputs = flow.add("TemplateValue", Look("How bright", room=60), template=template, **bright)["inputs"]
+    applied = _with_template(flow, prompts, inputs, 0)
+    width = flow.add("PrimitiveInt", Look("Width"), value=1024)["int"]
+    height = flow.add("PrimitiveInt", Look("Height"), value=1024)["int"]
+    flow.group("5  The styled picture", PURPLE, 320, 320, 480)
+    latent = flow.add("EmptyFlux2LatentImage", width=width, height=height, batch_size=1)["latent"]
+    sigmas = flow.add("Flux2Scheduler", steps=STEPS, width=width, height=height)["sigmas"]
+    _sampled_by_guider(flow, world, lora, (applied["positive"], applied["negative"]), latent, sigmas)
+
+
+def flux2_klein_template_inpaint_i2l(flow: Workflow) -> None:
+    pictures = _references(flow, "glass")
+    flow.group("2  Your picture and a mask", BLUE, PICTURE)
+    scene = flow.picture("scene.png", Look("Your picture"))["image"]
+    mask = flow.picture("scene_mask.png", Look("White: here", height=318))["image"]
+    scaled = _megapixel(flow, scene)
+    white = flow.add("ImageToMask", image=_megapixel(flow, mask), channel="red")["mask"]
+    world = _klein(flow, number=3)
+    template = _template(flow, "Inpaint")
+    flow.group("4  Pictures to LoRA", GREEN, 300)
+    lora = predicted(flow, world.predictor, pictures)
+    size = flow.add("GetImageSize", image=scaled)
+    flow.group("5  What to draw, and where", AMBER, 340, 320)
+    prompts = texts(flow, world.clip, "Two houses at the edge of a forest")
+    parts = {"template": template, "image": scaled, "mask": white, "vae": world.vae}
+    inputs = flow.add("TemplateInpaint", Look("Inside the mask", column=1, room=60), **parts)["inputs"]
+    applied = _with_template(flow, prompts, inputs)
+    flow.group("6  The style inside the mask", PURPLE, 320, 320, 480)
+    sigmas = flow.add("Flux2Scheduler", steps=STEPS, width=size["width"], height=size["height"])["sigmas"]
+    prompts = applied["positive"], applied["negative"]
+    _sampled_by_guider(flow, world, lora, prompts, applied["latent"], sigmas, (scaled, white))
+
+
 def hidream_o1_i2l(flow: Workflow) -> None:
     pictures = _references(flow, "neon")
     flow.group("2  Models", GREEN, 340)
@@ -168,6 +237,16 @@ def _vae(flow: Workflow, url: str) -> Socket:
 
 def _predictor(flow: Workflow, name: str) -> Socket:
     return flow.add("LoadI2LPredictor", Look(room=90), predictor_name=name)["predictor"]
+
+
+def _template(flow: Workflow, name: str) -> Socket:
+    name = f"Template-KleinBase4B-{name}/"
+    return flow.add("LoadTemplate", Look(room=90), template_name=name)["template"]
+
+
+def _with_template(flow: Workflow, prompts: tuple[Socket, Socket], inputs: Socket, column: int = 1) -> Node:
+    look = Look(column=column, room=CARD)
+    return flow.add("ApplyTemplate", look, positive=prompts[0], negative=prompts[1], inputs=inputs)
 
 
 def _file(url: str, folder: str) -> dict[str, Any]:
@@ -274,5 +353,8 @@ REAL = {
     "zimage_controlnet_i2l": zimage_controlnet_i2l,
     "flux2_klein_i2l": flux2_klein_i2l,
     "flux2_klein_inpaint_i2l": flux2_klein_inpaint_i2l,
+    "flux2_klein_structure_i2l": flux2_klein_structure_i2l,
+    "flux2_klein_brightness_i2l": flux2_klein_brightness_i2l,
+    "flux2_klein_template_inpaint_i2l": flux2_klein_template_inpaint_i2l,
     "hidream_o1_i2l": hidream_o1_i2l,
 }

@@ -33,12 +33,31 @@ _KEY = "i2l_kv_cache"
 _MODELS = "additional_models"  # in the values of a CONDITIONING: models that the host loads for it
 
 
-def apply_cache(conditioning: Conditioning, cache: KVCache) -> Conditioning:
-    """`conditioning` with the cache, beside the hooks and caches that it has. The input does not change.
+def apply_caches(
+    positive: Conditioning, negative: Conditioning, first: KVCache | None, second: KVCache | None
+) -> tuple[Conditioning, Conditioning]:
+    """Both sides of CFG, each with its cache; None: that side stays as it is. The inputs do not change.
 
-    Several caches add up; the same one twice counts twice. Whether the MODEL suits it is checked when a sampling
-    begins: I2LError then.
+    The same cache on both sides leaves them one batch. Each call counts once more, also with the same cache.
     """
+    one = None if first is None else _held(first)
+    two = one if second is first else None if second is None else _held(second)
+    return _with(positive, one), _with(negative, two)
+
+
+def apply_cache(conditioning: Conditioning, cache: KVCache) -> Conditioning:
+    """`conditioning` with the cache, beside the hooks and caches that it has.
+
+    Whether the MODEL suits it is checked when a sampling begins: I2LError then.
+    """
+    return _with(conditioning, _held(cache))
+
+
+Held = tuple[comfy.hooks.HookGroup, ModelPatcher]
+
+
+def _held(cache: KVCache) -> Held:
+    """A hook of its own, and the model of the host that has the tensors."""
     tensors = _Tensors(cache)
     held = comfy.model_patcher.ModelPatcher(  # loaded whole: its tensors are no weights of Linears
         tensors,
@@ -47,8 +66,15 @@ def apply_cache(conditioning: Conditioning, cache: KVCache) -> Conditioning:
     )
     group = comfy.hooks.HookGroup()
     group.add(_CacheHook(_Wrapper(cache, tensors)))
+    return group, held
+
+
+def _with(conditioning: Conditioning, held: Held | None) -> Conditioning:
+    if held is None:
+        return conditioning
+    group, model = held
     hooked = comfy.hooks.set_hooks_for_conditioning(conditioning, group, cache={})
-    return [[text, {**values, _MODELS: [*values.get(_MODELS, []), held]}] for text, values in hooked]
+    return [[text, {**values, _MODELS: [*values.get(_MODELS, []), model]}] for text, values in hooked]
 
 
 class _CacheHook(comfy.hooks.TransformerOptionsHook):

@@ -71,12 +71,16 @@ class PictureInput:
     """A picture (1, H, W, 3), 0 to 1, and what it shows. `vae`, `clip`: the host's; None: not given."""
 
     picture: Tensor
-    prompt: str = ""
+    prompt: str
     vae: Any = None
     clip: Any = None
 
     def __post_init__(self) -> None:
         check_picture(self.picture)
+        if not self.prompt.strip():
+            raise I2LError(
+                "prompt: expected what the picture shall show, got nothing; the negative side has no words"
+            )
 
 
 @dataclass(frozen=True, eq=False)

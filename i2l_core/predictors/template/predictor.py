@@ -18,7 +18,7 @@ from ...lora import LoRA
 from ...lora_files.tensors import from_state_dict
 from ...references import Reference, gray, with_positive_weight
 from ..base import Family, NeutralCache, Options, Predictor, Progress, Runtime, Source, StyleAndNeutral
-from ..published import published
+from ..published import published, published_template
 from .outputs import Outputs
 from .pictures import gray_square, grays_like, pictures_of
 from .pipe import Pipe
@@ -138,6 +138,8 @@ def load_template_predictor(path: Path, runtime: Runtime, options: Options) -> T
             f"{path} is a folder: expected a predictor file. Diffusion Templates are programs; they run in ComfyUI "
             "only, when that is allowed"
         )
+    if published_template(path.name):
+        raise I2LError(f"{path.name} is no predictor of LoRAs from pictures: use Load Template")
     dtype = runtime.dtype(torch.bfloat16)
     loaded = load_template(read_template(path, runtime.template_roots()), dtype, options.allow_code)
     if isinstance(loaded.model, nn.Module):

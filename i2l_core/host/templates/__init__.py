@@ -1,0 +1,1 @@
+"""Templates that give keys and values, LoRAs or pictures: opened, given inputs, applied to CONDITIONING, saved."""
