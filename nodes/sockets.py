@@ -52,7 +52,7 @@ def curve_input() -> io.String.Input:
     )
 
 
-def template_input() -> io.Custom.Input:
+def template_input() -> io.Input:
     return Template.Input("template", tooltip="The template, from Load Template.")
 
 

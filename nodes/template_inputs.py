@@ -48,7 +48,7 @@ def _value(
     )
 
 
-def _output() -> io.Custom.Output:
+def _output() -> io.Output:
     return TemplateInputs.Output("inputs", tooltip=_OUTPUT)
 
 
