@@ -13,6 +13,7 @@ import zlib
 import torch
 from torch import Tensor
 
+from i2l.i2l_core.infinity.coder import Coder, CoderConfig
 from i2l.i2l_core.infinity.config import InfinityConfig
 
 WIDTH, HEADS, DEPTH, CHUNKS, TEXT, TEXT_LENGTH = 64, 2, 4, 2, 128, 32
@@ -91,3 +92,29 @@ def released_weights(token_bits: int = 8, **sizes: int) -> dict[str, Tensor]:
 
 def config(token_bits: int = 8, patchify: bool = False, **sizes: int) -> InfinityConfig:
     return InfinityConfig.from_shapes(released_shapes(token_bits, **sizes), patchify)
+
+
+def coder_shapes(config: CoderConfig, wrapped: bool = True) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a released VAE file of this size. With wrappers its layers are modules of their own:
+    conv1.conv.weight, norm1.norm.weight."""
+    plain = {name: tuple(t.shape) for name, t in Coder(config, device="meta").state_dict().items()}
+    if not wrapped:
+        return plain
+    return {
+        ".".join([*name.split(".")[:-1], "norm" if "norm" in name else "conv", name.split(".")[-1]]): shape
+        for name, shape in plain.items()
+    }
+
+
+def coder_weights(config: CoderConfig, wrapped: bool = True) -> dict[str, Tensor]:
+    """A released VAE file, filled by the formula: for convolutions a = sqrt(3 / inputs of one output), names without
+    wrappers."""
+    names = zip(coder_shapes(config, False), coder_shapes(config, wrapped).items(), strict=True)
+    weights = {}
+    for plain, (name, shape) in names:
+        found = numbers(plain, *shape)
+        weights[name] = found if len(shape) == 1 else found * math.sqrt(shape[-1] / math.prod(shape[1:]))
+    return weights
+
+
+CODER = CoderConfig(bits=8, base=32, encoder=(32, 64, 64), decoder=(32, 32, 64), res_blocks=1)

@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
+from .coder import Coder, CoderConfig
 from .config import InfinityConfig, Shapes
 from .transformer import Infinity
+
+T = TypeVar("T")
 
 _CHUNK = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.")
 # Biases of q, k, v: what a file holds apart, in the order of the Linear's rows; None: it has none, or zeros
 _FOLDED = {"sa.mat_qkv": ("q_bias", None, "v_bias"), "ca.mat_kv": (None, "v_bias")}
 _ZEROS = "zero_k_bias"
+# Wrappers around the layers of the VAE: conv1.conv.weight, norm1.norm.bias, downsample.conv.conv.weight
+_WRAPPED = re.compile(
+    r"((?:conv_in|conv_out|conv1|conv2|nin_shortcut|sample\.conv)\.)conv\.|((?:norm1|norm2|norm_out)\.)norm\."
+)
+_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(\.\w+)")
+_MOST_SHARDS = 1000
+
+TRANSFORMER, CODER = "transformer", "VAE"
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """TRANSFORMER, CODER, or None for neither: what the names of a file are of."""
+    found = set(names)
+    if {"cfg_uncond", "pos_start"} & found and "word_embed.weight" in found:
+        return TRANSFORMER
+    plain = {coder_name(name) for name in found}
+    if {"encoder.conv_in.weight", "decoder.mid.block_1.conv1.weight"} <= plain:
+        return CODER
+    return None
+
+
+def shard_names(name: str) -> list[str]:
+    """The names of all files that a file is one of: "x-00002-of-00004.safetensors" is one of four. Of any other name,
+    itself. Raises I2LError for a number of files that is not believed."""
+    match = _SHARD.fullmatch(name)
+    if not match:
+        return [name]
+    start, number, total, end = match.groups()
+    if len(total) > 9 or not 1 <= int(number) <= int(total) <= _MOST_SHARDS:
+        raise I2LError(
+            f"expected one of at most {_MOST_SHARDS} files, got {name}; give it its first name back"
+        )
+    return [f"{start}{i:0{len(number)}d}-of-{total}{end}" for i in range(1, int(total) + 1)]
+
+
+def joined(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """What several files hold, by file name. Raises I2LError for a name in two of them."""
+    found: dict[str, T] = {}
+    for file, part in parts.items():
+        if twice := sorted(set(found) & set(part)):
+            raise I2LError(f"{file}: it has {listed(twice)} again; keep the files of one model in a folder")
+        found.update(part)
+    return found
 
 
 def released_names(names: Mapping[str, tuple[int, ...]] | list[str]) -> dict[str, str]:
@@ -115,3 +162,63 @@ def _expected(config: InfinityConfig) -> dict[str, tuple[int, ...]]:
         else:
             expected[name] = shape
     return expected
+
+
+def coder_name(name: str) -> str:
+    """A name of a VAE file without wrappers."""
+    return _WRAPPED.sub(lambda match: match[1] or match[2], name.removeprefix("vae."))
+
+
+def check_coder(shapes: Shapes) -> CoderConfig:
+    """The sizes of a VAE file, from names and shapes alone: what begins with "encoder." or "decoder.", under its names
+    or those with wrappers. Other entries are ignored. Raises I2LError, by name, unless these are exactly a VAE's."""
+    found = coder_shapes(shapes)
+    config = CoderConfig(
+        bits=_outputs(found, "encoder.conv_out"),
+        base=_outputs(found, "encoder.conv_in"),
+        encoder=_levels(found, "encoder.down"),
+        decoder=_levels(found, "decoder.up"),
+        res_blocks=len({n.split(".")[4] for n in found if n.startswith("encoder.down.0.block.")}),
+    )
+    expected = {name: tuple(t.shape) for name, t in Coder(config, device="meta").state_dict().items()}
+    if missing := sorted(set(expected) - set(found)):
+        raise I2LError(f"the VAE lacks {listed(missing)}; download its file again")
+    if unknown := sorted(set(found) - set(expected)):
+        raise I2LError(f"expected a VAE of Infinity, but it also has {listed(unknown)}; choose its file")
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise I2LError(f"expected {name} of shape {expected[name]}, got {shape}; download the file again")
+    return config
+
+
+def coder_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        plain = coder_name(name)
+        if not plain.startswith(("encoder.", "decoder.")):
+            continue
+        if plain in found:
+            raise I2LError(f"the VAE has {plain} under two names; download its file again")
+        found[plain] = tuple(shape)
+    return found
+
+
+def coder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checked VAE file under the names of Coder(config).state_dict()."""
+    plain = {coder_name(name): tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in plain.items() if name.startswith(("encoder.", "decoder."))}
+
+
+def _outputs(shapes: Shapes, layer: str) -> int:
+    shape = shapes.get(f"{layer}.weight")
+    if shape is None or len(shape) != 4:
+        raise I2LError(
+            f"expected a VAE of Infinity with a convolution {layer}, got "
+            f"{'none' if shape is None else shape}; choose its file"
+        )
+    return shape[0]
+
+
+def _levels(shapes: Shapes, place: str) -> tuple[int, ...]:
+    count = len({name.split(".")[2] for name in shapes if name.startswith(f"{place}.")})
+    return tuple(_outputs(shapes, f"{place}.{i}.block.0.conv1") for i in range(min(count, 8)))
