@@ -18,7 +18,7 @@ from i2l.i2l_core.infinity.bits import as_tokens, codes, features, resized
 from i2l.i2l_core.infinity.blend import REPLACE, TOP, BlendSettings, style_part
 from i2l.i2l_core.infinity.draw import Draws, drawn_bits
 from i2l.i2l_core.infinity.files import transformer_weights
-from i2l.i2l_core.infinity.paths import Drawing, Sampling, Step, Styling, draw
+from i2l.i2l_core.infinity.paths import Drawing, Sampling, Step, Styling, draw, feature_of_words
 from i2l.i2l_core.infinity.rope import rotation
 from i2l.i2l_core.infinity.scales import Scales
 from i2l.i2l_core.infinity.transformer import Infinity, normal
@@ -268,6 +268,21 @@ def test_kept_bits_of_a_picture_give_its_feature_back(model, drawing):
     styled = run(model, replace(drawing, kept=picture.bits), sampling(), styling(part=None, structure=None))
     torch.testing.assert_close(styled[2].styled, picture.sums[2])
     assert not torch.allclose(last(styled).styled, picture.sums[5])
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_words_give_the_feature_of_the_picture_that_they_would_give(model, drawing, step):
+    found = feature_of_words(model, drawing, sampling(), step)
+    assert torch.equal(found, run(model, drawing, sampling())[step - 1].content)
+    with pytest.raises(I2LError, match="from 1 to 6, got 7"):
+        feature_of_words(model, drawing, sampling(), 7)
+
+
+def test_the_own_words_as_a_style_change_nothing(model, drawing):
+    settings = BlendSettings(alpha=0.5)
+    own = style_part([feature_of_words(model, drawing, sampling(), 3)], [1.0], settings)
+    styled = last(run(model, drawing, sampling(), styling(settings, part=own)))
+    torch.testing.assert_close(styled.styled, styled.content, atol=1e-5, rtol=0)
 
 
 def test_a_stopped_run_leaves_nothing_and_the_next_is_the_same(model, drawing):

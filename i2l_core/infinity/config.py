@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _LIMITS = {"width": 16384, "depth": 256, "heads": 256, "token_bits": 1024, "hidden": 1 << 17}
 _LIMITS |= {"text_width": 16384, "text_length": 4096, "levels": 64, "pool_heads": 256}
 _PATCHIFIED_BITS = 56  # of the 8B: the one released width that means 2 x 2 places of 14 bits
-_BLOCK = re.compile(r"(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.")
+_BLOCK = re.compile(r"(?:block_chunks\.(\d{1,6})\.module|blocks)\.(\d{1,6})\.")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .transformer import Infinity
 
 T = TypeVar("T")
 
-_CHUNK = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.")
+_CHUNK = re.compile(r"block_chunks\.(\d{1,6})\.module\.(\d{1,6})\.")
 # Biases of q, k, v: what a file holds apart, in the order of the Linear's rows; None: it has none, or zeros
 _FOLDED = {"sa.mat_qkv": ("q_bias", None, "v_bias"), "ca.mat_kv": (None, "v_bias")}
 _ZEROS = "zero_k_bias"
@@ -25,7 +25,7 @@ _ZEROS = "zero_k_bias"
 _WRAPPED = re.compile(
     r"((?:conv_in|conv_out|conv1|conv2|nin_shortcut|sample\.conv)\.)conv\.|((?:norm1|norm2|norm_out)\.)norm\."
 )
-_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)(\.\w+)")
+_SHARD = re.compile(r"(.*-)(\d{1,9})-of-(\d{1,9})(\.\w+)")
 _MOST_SHARDS = 1000
 
 TRANSFORMER, CODER = "transformer", "VAE"
@@ -49,7 +49,7 @@ def shard_names(name: str) -> list[str]:
     if not match:
         return [name]
     start, number, total, end = match.groups()
-    if len(total) > 9 or not 1 <= int(number) <= int(total) <= _MOST_SHARDS:
+    if not 1 <= int(number) <= int(total) <= _MOST_SHARDS:
         raise I2LError(
             f"expected one of at most {_MOST_SHARDS} files, got {name}; give it its first name back"
         )

@@ -8,7 +8,7 @@ while the structure is kept, the styled path attends as the content path does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -140,6 +140,28 @@ def draw(
     run.check_finite()
 
 
+@torch.inference_mode()
+def feature_of_words(
+    model: Infinity,
+    drawing: Drawing,
+    sampling: Sampling,
+    step: int,
+    dtype: torch.dtype = torch.float32,
+    after_block: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The feature (rows, d, H, W) after `step` scales of a picture drawn from the words of a style: what stands for a
+    reference picture where there is none. Raises I2LError as `draw` does."""
+    if not 1 <= step <= len(drawing.scales.maps):
+        raise I2LError(
+            f"expected a style scale from 1 to {len(drawing.scales.maps)}, got {step}; choose an earlier scale"
+        )
+    run = _Run(model, drawing, sampling, None, dtype, after_block or _nothing, step)
+    for index in range(step):
+        run.scale(index)
+    run.check_finite()
+    return run.sums[CONTENT]
+
+
 def _nothing(scale: int, block: int) -> None:
     pass
 
@@ -161,6 +183,7 @@ class _Run:
         styling: Styling | None,
         dtype: torch.dtype,
         after_block: Callable[[int, int], None],
+        end: int | None = None,
     ) -> None:
         self.model, self.drawing, self.sampling, self.styling = model, drawing, sampling, styling
         self.dtype, self.after_block = dtype, after_block
@@ -171,7 +194,8 @@ class _Run:
         self.guidance = per_scale("guidance", sampling.guidance, self.count)
         self.temperature = per_scale("temperature", sampling.temperature, self.count)
         self._check()
-        self.extent = extent_of(drawing.scales, drawing.rows, styling)
+        whole = extent_of(drawing.scales, drawing.rows, styling)
+        self.extent = whole if end is None else replace(whole, ends=(end,))
         self.sides = self._sides()
         paths = 1 if styling is None else 2
         self.draws = [Draws(sampling.seed, drawing.rows)]
