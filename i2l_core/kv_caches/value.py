@@ -6,7 +6,7 @@ For each block, and for keys and values apart, DiffSynth's SingleValueEncoder
     waves(factor value) -> Linear, SiLU, Linear -> one vector, added to a learned table of tokens
 
 Everything is computed in the type of the file, as there: bfloat16 rounds the number too. It is two products of a vector
-with each matrix, so it runs on the CPU, block by block from the mapped file.
+with each matrix, so it runs on the CPU, block by block from the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..checks import listed
 from ..errors import I2LError
-from ..files.safetensors import FileHeader, check_dtypes, check_finite, open_safetensors
+from ..files.safetensors import FileHeader, check_dtypes, check_finite, open_safetensors, read_tensor
 from .cache import BLOCK, KVCache
 
 # the name before proj_k, if any, tells several values apart: how SoftRGB names its three is inferred
@@ -83,7 +83,7 @@ class ValueTemplate:
         """(1, tokens, heads, head_dim)"""
 
         def tensor(part: str) -> Tensor:
-            found = file.get_tensor(f"{place}.{part}")
+            found = read_tensor(file, f"{place}.{part}")  # aligned in memory, or sums come out otherwise
             check_finite(f"{place}.{part}", found)
             return found
 
