@@ -83,8 +83,10 @@ def merge(caches: Sequence[KVCache]) -> KVCache:
     """One cache of all tokens, concatenated in each block over the caches that have it.
 
     Their order has no effect on a picture. The same cache twice is not the same as once: log 2 is added to its logits.
-    Raises I2LError when their heads or types differ.
+    Raises I2LError when there is none, and when their heads or types differ.
     """
+    if not caches:
+        raise I2LError("there is no cache to merge; give at least one")
     blocks: dict[str, list[KeysValues]] = {}
     for cache in caches:
         for name, pair in cache.blocks.items():
@@ -92,6 +94,10 @@ def merge(caches: Sequence[KVCache]) -> KVCache:
     layouts = {(cache.heads, cache.head_dim) for cache in caches}
     if len(layouts) > 1:
         raise I2LError("caches of different base models cannot be used together; use those of one base model")
+    if len(types := {keys.dtype for cache in caches for keys, _ in cache.blocks.values()}) > 1:
+        raise I2LError(
+            f"caches of different types ({listed(sorted(map(str, types)))}) cannot be merged; convert them"
+        )
     return KVCache(
         {name: _joined(pairs) for name, pairs in blocks.items()},
         ", ".join(cache.made_by for cache in caches if cache.made_by),
