@@ -38,9 +38,8 @@ def peak_bytes(monkeypatch):
 @pytest.mark.parametrize("name", STYLES)
 def test_a_run_has_in_use_what_the_formula_says(peak_bytes, name):
     style = STYLES[name]
-    sizes = {"width": 128, "depth": 6}
-    model = Infinity(models.config(**sizes))
-    model.load_state_dict(transformer_weights(models.released_weights(**sizes)))
+    model = Infinity(models.config(width=128, depth=6))
+    model.load_state_dict(transformer_weights(models.released_weights(width=128, depth=6)))
     what, how = Drawing(SCALES, [models.numbers("text", 1, 7, models.TEXT)]), Sampling()
 
     def action() -> None:

@@ -308,7 +308,7 @@ class _Run:
         states = [self._first(index, prompt, drawn) for prompt in prompts]
         turn = rotation(self.drawing.scales, index, self.config.head_width, self.device)
         guidance, guided_block = self.guidance[index], self.sampling.guided_block
-        for number, block in enumerate(self.model.blocks):
+        for number, block in enumerate(self.model.each_block()):
             for i, (side, prompt) in enumerate(zip(sides, prompts, strict=True)):
                 states[i] = block(
                     states[i],

@@ -6,7 +6,9 @@ q, k and v are `sa.qk` and `sa.v` (files.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,35 @@ class Block(nn.Module):
         return x + self.ffn((normal(x) * (scale2 + 1) + shift2).to(dtype)) * gain2
 
 
+class TextNorm(nn.Module):
+    def __init__(self, text_width: int, **kind) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(text_width, **kind))
+
+    def forward(self, text: Tensor) -> Tensor:
+        text = text.float()
+        return text * torch.rsqrt(text.pow(2).mean(-1, keepdim=True) + _EPS) * self.weight.to(text)
+
+
+class TextSummary(nn.Module):
+    def __init__(self, config: InfinityConfig, ops, **kind) -> None:
+        super().__init__()
+        self.ca = TextPool(config.text_width, config.width, config.pool_heads, ops, **kind)
+
+    def forward(self, text: Tensor) -> Tensor:
+        return self.ca(text).float()
+
+
+class HeadNorm(nn.Module):
+    def __init__(self, width: int, ops, **kind) -> None:
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), ops.Linear(width, 2 * width, **kind))
+
+    def forward(self, x: Tensor, summary: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(summary).unflatten(-1, (1, 2, -1)).unbind(2)
+        return normal(x) * (for_rows(scale, len(x)) + 1) + for_rows(shift, len(x))
+
+
 class Infinity(nn.Module):
     """`ops`: layers that cast their weights to the type of what comes in, unless all is float32."""
 
@@ -75,30 +106,28 @@ class Infinity(nn.Module):
         self.lvl_embed = ops.Embedding(config.levels, width, **kind)
         self.pos_start = nn.Parameter(torch.empty(1, 1, width, **kind))
         self.cfg_uncond = nn.Parameter(torch.empty(config.text_length, text_width, **kind))
-        self.text_norm = nn.Module()
-        self.text_norm.weight = nn.Parameter(torch.empty(text_width, **kind))
-        self.text_proj_for_sos = nn.Module()
-        self.text_proj_for_sos.ca = TextPool(text_width, width, config.pool_heads, ops, **kind)
+        self.text_norm = TextNorm(text_width, **kind)
+        self.text_proj_for_sos = TextSummary(config, ops, **kind)
         self.text_proj_for_ca = nn.Sequential(
             ops.Linear(text_width, width, **kind),
             nn.GELU(approximate="tanh"),
             ops.Linear(width, width, **kind),
         )
         self.shared_ada_lin = nn.Sequential(nn.SiLU(), ops.Linear(width, 6 * width, **kind))
-        self.head_nm = nn.Module()
-        self.head_nm.ada_lin = nn.Sequential(nn.SiLU(), ops.Linear(width, 2 * width, **kind))
+        self.head_nm = HeadNorm(width, ops, **kind)
         self.head = ops.Linear(width, 2 * config.token_bits, **kind)
         self.blocks = nn.ModuleList(Block(config, ops, **kind) for _ in range(config.depth))
 
     def prompt(self, text: Tensor, dtype: torch.dtype) -> Prompt:
         """From the states of a text (B, L, text width), without padding."""
-        text = text.float()
-        text = text * torch.rsqrt(text.pow(2).mean(-1, keepdim=True) + _EPS)
-        text = (text * self.text_norm.weight.to(text)).to(dtype)
-        summary = self.text_proj_for_sos.ca(text).float()
+        text = self.text_norm(text).to(dtype)
+        summary = self.text_proj_for_sos(text)
         context = self.text_proj_for_ca(text)
         six = self.shared_ada_lin(summary).unflatten(-1, (1, 6, -1))
-        return Prompt(summary, six, tuple(block.ca.words(context) for block in self.blocks))
+        return Prompt(summary, six, tuple(block.ca.words(context) for block in self.each_block()))
+
+    def each_block(self) -> Iterable[Block]:
+        return cast("Iterable[Block]", self.blocks)
 
     def empty_text(self, length: int) -> Tensor:
         """What stands for no prompt: (1, up to `length`, text width), learned."""
@@ -114,9 +143,7 @@ class Infinity(nn.Module):
 
     def logits(self, x: Tensor, prompt: Prompt) -> Tensor:
         """(rows, n, C) -> (rows, n, token bits, 2), float32: of bit 0 and of bit 1."""
-        scale, shift = self.head_nm.ada_lin(prompt.summary).unflatten(-1, (1, 2, -1)).unbind(2)
-        scale, shift = for_rows(scale, len(x)), for_rows(shift, len(x))
-        return self.head(normal(x) * (scale + 1) + shift).unflatten(-1, (-1, 2))
+        return self.head(self.head_nm(x, prompt.summary)).unflatten(-1, (-1, 2))
 
     def _at_level(self, x: Tensor, index: int) -> Tensor:
         level = self.lvl_embed(torch.tensor(index, device=x.device))
