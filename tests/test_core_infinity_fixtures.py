@@ -3,12 +3,14 @@
 tests/data/infinity_fixtures.safetensors holds what FoundationVision/Infinity at 4c27bbb computed on a CPU in float32
 for the weights of infinity_models.py: for each case all bits drawn, the logits of the first 16 tokens of every scale
 and the sum of all logits of every scale. Seed 5, temperature 0.7, top_p 0.97.
+Beside them a case in bfloat16, and what its picture coder computed (test_core_infinity_files.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import infinity_models as models
 import numpy as np
@@ -50,11 +52,22 @@ CASES = {
 }
 
 
-def model_of(case: Case) -> Infinity:
+def model_of(case: Case, ops: Any = torch.nn) -> Infinity:
     token_bits = 32 if case.patchify else 8
-    model = Infinity(models.config(token_bits, case.patchify, depth=case.depth))
+    model = Infinity(models.config(token_bits, case.patchify, depth=case.depth), ops)
     model.load_state_dict(transformer_weights(models.released_weights(token_bits, depth=case.depth)))
     return model
+
+
+class Casting:
+    """Layers with float32 weights that compute in the type of what comes in, as the host's do."""
+
+    Embedding, LayerNorm = torch.nn.Embedding, torch.nn.LayerNorm
+
+    class Linear(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            bias = None if self.bias is None else self.bias.to(input)
+            return torch.nn.functional.linear(input, self.weight.to(input), bias)
 
 
 def fixture(name: str) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -95,3 +108,23 @@ def test_the_same_seed_draws_the_bits_of_the_reference(name: str) -> None:
     what, sampling = drawing(CASES[name])
     for step, expected in zip(draw(model_of(CASES[name]), what, sampling), bits, strict=True):
         assert torch.equal(step.bits, expected > 0), f"scale {step.index + 1}"
+
+
+def test_bfloat16_rounds_where_the_reference_rounds() -> None:
+    """The reference under autocast to bfloat16 on a CPU, with q and k normalised in float32 as on other devices.
+    Kernels round sums in their own ways; what is in float32 or rounded twice would show as much as float32 does."""
+    case = CASES["square"]
+    found = load_file(FIXTURES)
+    counts = scales_of(case.ratio, case.size).counts
+    bits = np.unpackbits(found["bfloat16.bits"].numpy())[: sum(counts) * 8]
+    kept = list(torch.from_numpy(bits).view(1, -1, 8).split(counts, 1))
+    expected = found["bfloat16.logits"]
+    what, sampling = drawing(case)
+
+    def difference(dtype: torch.dtype) -> Tensor:
+        steps = draw(model_of(case, Casting), replace(what, kept=kept), sampling, dtype=dtype)
+        return (torch.cat([step.logits[0, :16] for step in steps]) - expected).abs()
+
+    ours, in_float32 = difference(torch.bfloat16), difference(torch.float32)
+    assert float(ours.max()) < 2e-2 * float(expected.abs().max())
+    assert float(ours.mean()) < float(in_float32.mean()) / 4

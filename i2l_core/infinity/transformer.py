@@ -54,7 +54,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """x: (rows, n, C) -> the same, float32. The rest of the arguments are those of SelfAttention."""
         gain1, gain2, scale1, scale2, shift1, shift2 = (self.ada_gss.to(six) + six).unbind(2)
-        x = x + self.sa((normal(x) * (scale1 + 1) + shift1).to(dtype), **attention) * gain1.to(dtype)
+        attended = self.sa((normal(x) * (scale1 + 1) + shift1).to(dtype), **attention)
+        x = x + (attended * gain1).to(dtype)
         x = x + self.ca(self.ca_norm(x.float()).to(dtype), words).float()
         return x + self.ffn((normal(x) * (scale2 + 1) + shift2).to(dtype)) * gain2
 
@@ -139,7 +140,8 @@ class Infinity(nn.Module):
 
     def embed(self, tokens: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         """The tokens of a later scale (B, n, token bits), from the sum of those before it."""
-        return self._at_level(self.word_embed(tokens.to(dtype)), index)
+        # Laid out in order, or the product is rounded before its bias is added
+        return self._at_level(self.word_embed(tokens.to(dtype).contiguous()), index)
 
     def logits(self, x: Tensor, prompt: Prompt) -> Tensor:
         """(rows, n, C) -> (rows, n, token bits, 2), float32: of bit 0 and of bit 1."""
@@ -147,7 +149,7 @@ class Infinity(nn.Module):
 
     def _at_level(self, x: Tensor, index: int) -> Tensor:
         level = self.lvl_embed(torch.tensor(index, device=x.device))
-        return x + level.to(x)
+        return (x + level).to(x.dtype)
 
 
 def normal(x: Tensor) -> Tensor:
