@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from oracles import FLUX2_NORMS, LIMIT, flux2_ids, randomise, take_weights
+from oracles import FLUX2_NORMS, LIMIT, flux2_ids, linears, ours, random_layers, randomise, take_weights
+from samplings import asymmetric
 from tiny_models import build
 from torch import Tensor
 
 from i2l.i2l_core.kv_caches.cache import KVCache, merge
+from i2l.i2l_core.lora import LowRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated")
 
@@ -96,11 +100,12 @@ def sampled(patcher: Any, conds: tuple[Any, Any], cfg: float, steps: int, batch:
 def by_hand(
     theirs: Any, caches: tuple[KVCache | None, KVCache | None], cfg: float, steps: int, batch: int = 1
 ) -> Tensor:
-    """Euler, with the cache of each side in a forward of its own."""
+    """Euler, with the cache of each side in a forward of its own; `theirs` may be a network for each side."""
+    first, second = theirs if isinstance(theirs, tuple) else (theirs, theirs)
     x, sigmas = start(batch), torch.linspace(1, 0, steps + 1).tolist()
     for sigma, after in itertools.pairwise(sigmas):
-        plus = velocity(theirs, x, sigma, text(0), caches[0])
-        minus = plus if cfg == 1 else velocity(theirs, x, sigma, text(1), caches[1])
+        plus = velocity(first, x, sigma, text(0), caches[0])
+        minus = plus if cfg == 1 else velocity(second, x, sigma, text(1), caches[1])
         x = x + (after - sigma) * (minus + cfg * (plus - minus))
     return x
 
@@ -162,6 +167,35 @@ def test_a_whole_sampling_with_a_cache_on_each_side(pair, cfg: float):
     if cfg > 1:
         wrong = sampled(patcher, conds(caches[1], caches[0]), cfg, 4)
         assert error(wrong, expected, without) > 1000 * LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cfg", [1.0, 4.0, 7.5])
+def test_a_whole_sampling_with_a_lora_and_a_cache_on_each_side(pair, cfg: float):
+    """Live LoRAs in the host; in theirs, each side is a network of its own with a LoRA in its weights."""
+    patcher, theirs = pair
+    layers = [random_layers(linears(theirs), seed=seed) for seed in (7, 8)]
+    networks = tuple(with_lora(theirs, lora) for lora in layers)
+    style, neutral = (ours(patcher, lora) for lora in layers)
+    host, caches = asymmetric(patcher, style, neutral), (cache(0), cache(1, 10))
+    expected, without = (by_hand(networks, one, cfg, 4) for one in (caches, (None, None)))
+    floor = sampled(host, conds(None, None), cfg, 4)
+    assert error(sampled(host, conds(*caches), cfg, 4), expected, without, floor) <= LIMIT
+
+    wrong = [sampled(patcher, conds(*caches), cfg, 4)]
+    if cfg > 1:
+        wrong.append(sampled(host, conds(*caches[::-1]), cfg, 4))
+        wrong.append(sampled(asymmetric(patcher, neutral, style), conds(*caches), cfg, 4))
+    for one in wrong:
+        assert error(one, expected, without) > 1000 * LIMIT
+
+
+def with_lora(network: Any, layers: Mapping[str, LowRank]) -> Any:
+    found = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            found.get_submodule(name).weight += layer.up @ layer.down
+    return found
 
 
 def test_the_same_cache_on_both_sides_is_one_forward(pair):
