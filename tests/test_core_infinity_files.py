@@ -158,3 +158,15 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         coder.encode(torch.zeros(1, 3, 40, 30))
     with pytest.raises(I2LError, match="latent of 8 channels, got 16"):
         coder.decode(torch.zeros(1, 16, 4, 4))
+
+
+def test_a_preview_is_the_picture_of_the_means() -> None:
+    coder = Coder(models.CODER)
+    coder.load_state_dict(coder_weights(models.coder_weights(models.CODER)))
+    latent = torch.randn(1, 8, 10, 8)
+    with torch.inference_mode():
+        small, whole = coder.preview(latent, 5), coder.preview(latent, 10)
+        means = latent.unflatten(2, (5, 2)).unflatten(4, (4, 2)).mean((3, 5))
+        torch.testing.assert_close(small, coder.decode(means))
+        assert torch.equal(whole, coder.decode(latent))
+    assert small.shape == (1, 3, 20, 16)

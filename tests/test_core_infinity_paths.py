@@ -117,7 +117,9 @@ def plain_run(
     assert isinstance(how.temperature, float)
     rows = 1 if styling is None else 2
     texts = [drawing.texts[0], model.empty_text(drawing.texts[0].shape[1])]
-    draws = Draws(how.seed, 1)
+    draws = [Draws(how.seed, 1)]
+    if styling is not None and not styling.shared:
+        draws.append(Draws(how.seed, 1, path=1))
     total, inputs, sums = torch.zeros(rows, 8, *SCALES.last), [], []
     first, final = (styling.structure or (99, 0)) if styling else (99, 0)
     corrected = [first <= i + 1 <= final for i in range(len(SCALES.maps))]
@@ -129,7 +131,7 @@ def plain_run(
             prompt = model.prompt(text, torch.float32)
             sides.append(model.logits(x, prompt) / how.temperature)
         logits = how.guidance * sides[0] + (1 - how.guidance) * sides[1]
-        bits = drawn_bits(logits, draws.next(count, 8), how.top_p)
+        bits = drawn_bits(logits, torch.cat([d.next(count, 8) for d in draws]), how.top_p)
         total = total + resized(codes(bits, maps, False), SCALES.last)
         if styling is not None and styling.part is not None and i + 1 == styling.settings.step:
             own = style_part([total[1:]], [1.0], styling.settings)
@@ -149,9 +151,10 @@ def test_a_run_from_memory_is_one_pass_over_the_whole_sequence(model, drawing):
     torch.testing.assert_close(steps[-1].logits, logits, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("structure", [None, (4, 6), (4, 5), (5, 6), (1, 3)])
-def test_a_styled_run_is_the_plain_loop_that_overwrites_q_and_k(model, drawing, structure):
-    what = styling(structure=structure, content=True)
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("structure", [None, (4, 6), (4, 5), (5, 6), (1, 3), (1, 6)])
+def test_a_styled_run_is_the_plain_loop_that_overwrites_q_and_k(model, drawing, structure, shared):
+    what = styling(structure=structure, content=True, shared=shared)
     with torch.inference_mode():
         sums, logits = plain_run(model, drawing, sampling(), what)
     steps = run(model, drawing, sampling(), what)
@@ -286,6 +289,21 @@ def test_the_own_words_as_a_style_change_nothing(model, drawing):
     own = style_part([feature_of_words(model, drawing, sampling(), 3)], [1.0], settings)
     styled = last(run(model, drawing, sampling(), styling(settings, part=own)))
     torch.testing.assert_close(styled.styled, styled.content, atol=1e-5, rtol=0)
+
+
+def test_tokens_of_two_by_two_places_take_a_style_as_any():
+    model = Infinity(models.config(32, True))
+    model.load_state_dict(transformer_weights(models.released_weights(32)))
+    what = Drawing(SCALES, [models.numbers("text", 1, 7, models.TEXT)], rows=2)
+    plain = run(model, what, sampling())
+    settings = BlendSettings(step=2)
+    own = style_part([plain[1].content], [1.0], settings)
+    same = last(run(model, what, sampling(), styling(settings, part=own, structure=(3, 6))))
+    torch.testing.assert_close(same.styled, last(plain).content, atol=1e-5, rtol=0)
+    other = style_part([torch.randn(1, 8, 16, 14)], [1.0], settings)
+    styled = last(run(model, what, sampling(), styling(settings, part=other, structure=(3, 6))))
+    assert torch.equal(styled.content, last(plain).content)
+    assert not torch.allclose(styled.styled, styled.content)
 
 
 def test_a_stopped_run_leaves_nothing_and_the_next_is_the_same(model, drawing):

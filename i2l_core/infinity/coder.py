@@ -193,3 +193,11 @@ class Coder(nn.Module):
                 "use the LATENT and the VAE of one Infinity model"
             )
         return self.decoder(latents).clamp(-1, 1)
+
+    def preview(self, latents: Tensor, most: int = 16) -> Tensor:
+        """A small picture of a latent, brought to at most `most` places a side by their means: what is drawn so far,
+        in its colours, for a fraction of the work of `decode`."""
+        height, width = latents.shape[-2:]
+        share = min(1.0, most / max(height, width))
+        size = (max(1, round(height * share)), max(1, round(width * share)))
+        return self.decode(F.interpolate(latents, size=size, mode="area"))

@@ -264,8 +264,8 @@ class _Run:
         if all(g == 1 for g in self.guidance):
             return [side(texts)]
         if (negatives := self.drawing.negatives) is None:
-            lengths = {len_: self.model.empty_text(len_) for len_ in {t.shape[1] for t in texts}}
-            negatives = [lengths[t.shape[1]] for t in texts]
+            empty = {n: self.model.empty_text(n).to(self.device) for n in {t.shape[1] for t in texts}}
+            negatives = [empty[t.shape[1]] for t in texts]
         return [side(texts), side(negatives)]
 
     def scale(self, index: int) -> Step:
