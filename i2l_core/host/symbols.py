@@ -89,6 +89,9 @@ NAMES: dict[str, tuple[str, ...]] = {
         "load_diffusion_model",
     ),
     "comfy.sd1_clip": (
+        "SD1ClipModel",
+        "SD1Tokenizer",
+        "SDClipModel",
         "escape_important",
         "token_weights",
         "unescape_important",
@@ -102,6 +105,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "ClipTarget",
     ),
     "comfy.text_encoders.qwen_image": ("QwenImageTokenizer",),
+    "comfy.text_encoders.sd3_clip": ("T5XXLTokenizer",),
+    "comfy.text_encoders.t5": ("T5",),
     "comfy.utils": (
         "ProgressBar",
         "load_torch_file",
