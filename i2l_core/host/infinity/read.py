@@ -12,7 +12,7 @@ from torch import Tensor
 from ...checks import shown
 from ...errors import I2LError
 from ...files.atomic import SUFFIX
-from ...files.safetensors import check_finite, open_safetensors
+from ...files.safetensors import check_finite, is_copied, open_safetensors, read_tensor
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (SUFFIX, *PICKLED)
@@ -23,7 +23,7 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, tor
 def read_weights(
     path: Path, expected: str, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
-    """The `wanted` tensors of a file by name, mapped from it where the format allows that.
+    """The `wanted` tensors of a file by name; those of large safetensors files are mapped, not copied.
 
     `expected`: what the file should be, for messages. Pickles are read by the host's loader with weights_only, which
     runs nothing that they hold. Raises I2LError, with the file's name, for damaged files, pickles that hold more than
@@ -31,7 +31,12 @@ def read_weights(
     """
     if path.suffix.lower() == SUFFIX:
         with open_safetensors(path, expected) as file:
-            found = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+            copied = is_copied(path)
+            found = {
+                name: read_tensor(file, name) if copied else file.get_tensor(name)
+                for name in file.keys()
+                if wanted(name)
+            }
     elif path.suffix.lower() in PICKLED:
         found = {name: tensor for name, tensor in _unpickled(path, expected).items() if wanted(name)}
     else:
