@@ -106,16 +106,16 @@ class Memory:
         of each a path. Where paths are still one, or stay one in their keys, give fewer: the last one stands for the
         rest. Valid until the next call."""
         before = sum(self._extent.scales.counts[:index])
-        found = []
+        found: list[tuple[Tensor, Tensor]] = []
         for number, path in enumerate(paths):
-            key = keys[min(number, len(keys) - 1)]
+            if number and self._extent.one_key:
+                seen = found[0][0]
+            else:
+                key, place = keys[min(number, len(keys) - 1)], 0 if self._extent.one_key else path
+                seen = self._extended("keys", self._keys[layer][place], place, before, index, key)
             value = values[min(number, len(values) - 1)]
-            key_path = 0 if self._extent.one_key else path
             found.append(
-                (
-                    self._extended("keys", self._keys[layer][key_path], key_path, before, index, key),
-                    self._extended("values", self._values[layer][path], path, before, index, value),
-                )
+                (seen, self._extended("values", self._values[layer][path], path, before, index, value))
             )
         return found
 
