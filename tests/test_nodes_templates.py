@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import template_folders
 import torch
+from kv_templates import dit_file, value_file
+from safetensors.torch import save_file
 from tiny_models import build, conditioning
 
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.files.kinds import describe_tensors
+from i2l.i2l_core.kv_caches.dit import DitTemplate
 from i2l.i2l_core.predictors.template.run import PERMISSION
 
 KLEIN = "Template-KleinBase4B-"
@@ -415,6 +419,42 @@ def test_a_template_that_is_no_predictor_belongs_here(root: Path):
         I2LError, match="Brightness is no predictor of LoRAs from pictures: use Load Template"
     ):
         LoadI2LPredictor.execute(f"{KLEIN}Brightness/")
+
+
+SIZES = DitTemplate(hidden=64, head_dim=32, mlp=192, double=1, single=2, patch=64, text=128)
+
+
+def test_weights_in_the_wrong_node_name_the_right_one(root: Path):
+    from i2l.nodes.load import LoadI2LPredictor
+
+    value_file(root / "value.safetensors")
+    dit_file(root / "network.safetensors", SIZES)
+    save_file({"positive.double_0.k": torch.zeros(1, 2, 3, 4)}, root / "cache.safetensors")
+    for name in ("value", "network", "cache"):
+        with pytest.raises(I2LError) as caught:
+            LoadI2LPredictor.execute(f"{name}.safetensors")
+        assert str(caught.value) == (
+            f"{name}.safetensors: expected a predictor file, but it is a Diffusion Template; put it into models/i2l "
+            "and use Load Template"
+        )
+    assert "models/diffusion_models" in describe_tensors(
+        ["transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"],
+        {},
+    )
+
+
+def test_weights_of_inpaint_without_its_program_are_not_guessed_at(root: Path):
+    """They look like those of ControlNet, which is read from its weights alone."""
+    for name in ("ControlNet", "Inpaint"):
+        (root / f"{KLEIN}{name}").mkdir()
+        dit_file(root / f"{KLEIN}{name}" / "model.safetensors", SIZES)
+    load(f"{KLEIN}ControlNet/model.safetensors", allow_code=False)
+    with pytest.raises(I2LError) as caught:
+        load(f"{KLEIN}Inpaint/model.safetensors")
+    assert str(caught.value) == (
+        f"{KLEIN}Inpaint: its weights alone do not say all that it does; get all files of https://modelscope.cn/models/"
+        f"DiffSynth-Studio/{KLEIN}Inpaint into models/i2l/{KLEIN}Inpaint, choose that folder and switch on allow_code"
+    )
 
 
 def test_only_what_is_listed_is_opened_and_changes_are_seen(root: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _MAGIC = (
 _LORA_ENDS = (".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight")
 _LORA_ENDS += (".lora_A.default.weight", ".lora_B.default.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w2")
 
+_CACHE = re.compile(r"(^|\.)(double|single)_\d+[._](k|v)$")  # keys or values of a block
+
 
 def _ends(*ends: str) -> Callable[[str], bool]:
     return lambda key: key.endswith(ends)
@@ -35,6 +38,12 @@ _KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (
         lambda key: ".proj_a.proj_in." in key or ".proj_b.proj_out." in key,
         "it is an i2L version 1 predictor of DiffSynth-Studio, of another architecture",
+    ),
+    (
+        lambda key: (
+            ".prefer_value_embedder." in key or ".img_to_qkv." in key or _CACHE.search(key) is not None
+        ),
+        "it is a Diffusion Template; put it into models/i2l and use Load Template",
     ),
     (
         _starts("model.diffusion_model."),

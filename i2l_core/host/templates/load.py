@@ -11,7 +11,7 @@ from ...errors import I2LError
 from ...files.kinds import describe_tensors
 from ...files.safetensors import read_header
 from ...kv_caches.sides import is_cache_file
-from ...predictors.published import published
+from ...predictors.published import published, published_template, where_to_get
 from ...predictors.template.read import Template as Program
 from ...predictors.template.read import read_template, weight_path
 from ...predictors.template.run import load_template as run_template
@@ -38,6 +38,11 @@ def load_template(path: Path, allow_code: bool = False) -> Template:
     title = path.parent.name if path.stem == _WEIGHTS else path.stem
     native = native_template(path, title)
     if native is None:
+        if published_template(title):
+            raise I2LError(
+                f"{title}: its weights alone do not say all that it does; {where_to_get(title)}, choose that folder "
+                "and switch on allow_code"
+            )
         said = describe_tensors(header.shapes, header.metadata)
         raise I2LError(f"{path.name}: expected a template or a saved cache, but {said}")
     return native
