@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "get_torch_device",
         "get_total_memory",
         "in_training",
+        "intermediate_device",
         "is_device_cpu",
         "load_models_gpu",
         "should_use_bf16",
@@ -52,6 +53,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "unet_offload_device",
         "unload_all_models",
         "unload_model_and_clones",
+        "vae_device",
+        "vae_offload_device",
     ),
     "comfy.model_patcher": (
         "CoreModelPatcher",

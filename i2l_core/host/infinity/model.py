@@ -1,4 +1,4 @@
-"""The transformer of Infinity under ComfyUI's memory management.
+"""The transformer of Infinity under ComfyUI's memory comfy.model_management.
 
 It is no MODEL: a KSampler cannot draw with it, since nothing in it is diffusion.
 """
@@ -112,14 +112,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], InfinityConfig]:
 
 def _dtypes(weights: Mapping[str, Tensor], device: torch.device) -> tuple[torch.dtype, torch.dtype]:
     """What most weights are kept in, and what is computed in, as the host chooses them for a MODEL."""
-    management = comfy.model_management
-    stored = management.unet_dtype(
+    stored = comfy.model_management.unet_dtype(
         device=device,
         model_params=sum(tensor.numel() for tensor in weights.values()),
         supported_dtypes=COMPUTED,
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
-    return stored, management.unet_manual_cast(stored, device, COMPUTED) or stored
+    return stored, comfy.model_management.unet_manual_cast(stored, device, COMPUTED) or stored
 
 
 def _stored_as(name: str, tensor: Tensor, dtype: torch.dtype, float8: bool) -> torch.dtype:

@@ -35,8 +35,7 @@ class InfinityVAE(comfy.sd.VAE):
     def __init__(self, config: CoderConfig, weights: dict[str, Tensor]) -> None:
         with _without_its_warning():
             super().__init__(sd={})  # what all VAEs have in common; it finds no kind that it knows, and stops
-        management = comfy.model_management
-        coder = Coder(config, comfy.ops.manual_cast, device="meta", dtype=torch.float32)
+            coder = Coder(config, comfy.ops.manual_cast, device="meta", dtype=torch.float32)
         coder.load_state_dict(
             {name: tensor.float() for name, tensor in weights.items()}, strict=True, assign=True
         )
@@ -50,11 +49,11 @@ class InfinityVAE(comfy.sd.VAE):
         self.memory_used_decode = lambda shape, dtype: nbytes(
             config, shape[2] * config.cell, shape[3] * config.cell
         )
-        self.device = management.vae_device()
-        self.output_device = management.intermediate_device()
+        self.device = comfy.model_management.vae_device()
+        self.output_device = comfy.model_management.intermediate_device()
         # looked up now: ComfyUI chooses the class of patcher when it starts
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            coder, load_device=self.device, offload_device=management.vae_offload_device()
+            coder, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
         )
 
     @property
