@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import infinity_models as models
 import pytest
@@ -72,12 +73,13 @@ def test_a_run_is_the_plain_loop(model):
     drawing = Drawing(SCALES, [TEXT], rows=2)
     for styling in (None, STYLING, Styling(STYLING.part, BlendSettings(), (4, COUNT), content=True)):
         found = run(model, drawing, SAMPLING, styling)
-        *_, last = draw(plain(), drawing, SAMPLING, styling)
+        last: Any = list(draw(plain(), drawing, SAMPLING, styling))[-1]
         expected = last.content if styling is None else last.styled
         assert torch.equal(found.picture, expected)
         assert found.picture.shape == (2, 8, *SCALES.last)
         if styling is not None and styling.content:
-            *_, alone = draw(plain(), drawing, SAMPLING)
+            alone: Any = list(draw(plain(), drawing, SAMPLING))[-1]
+            assert found.content is not None
             assert torch.equal(found.content, alone.content)
             assert not torch.equal(found.content, found.picture)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ def oracle(host):
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(1)
-    config = T5Config(**SIZES, vocab_size=32128, feed_forward_proj="gated-gelu", dropout_rate=0.0)
-    model = T5EncoderModel(config).eval()
+    sizes: dict[str, Any] = {**SIZES}
+    config = T5Config(**sizes, vocab_size=32128, feed_forward_proj="gated-gelu", dropout_rate=0.0)
+    model: Any = T5EncoderModel(config).eval()
     table = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     torch.nn.init.normal_(table.weight)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import infinity_models as models
 import pytest
@@ -46,12 +47,11 @@ def as_image(picture: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def test_vae_decode_and_encode_are_the_coder(vae, coder):
-    from nodes import VAEDecode, VAEEncode
-
+    nodes: Any = importlib.import_module("nodes")  # the host's
     latent, picture = torch.randn(2, 8, 6, 9), torch.rand(2, 3, 24, 36) * 2 - 1
-    (images,) = VAEDecode().decode(vae, {"samples": latent})
+    (images,) = nodes.VAEDecode().decode(vae, {"samples": latent})
     torch.testing.assert_close(images, as_image(coder.decode(latent)), atol=1e-6, rtol=0)
-    (encoded,) = VAEEncode().encode(vae, as_image(picture))
+    (encoded,) = nodes.VAEEncode().encode(vae, as_image(picture))
     torch.testing.assert_close(encoded["samples"], coder.encode(picture), atol=1e-5, rtol=0)
     assert encoded["samples"].dtype == torch.float32
 
@@ -74,15 +74,14 @@ def test_encoded_pictures_have_the_features_of_the_coder(vae, coder):
 
 @torch.inference_mode()
 def test_tiles_give_the_whole_picture_away_from_their_edges(vae):
-    from nodes import VAEDecodeTiled
-
+    nodes: Any = importlib.import_module("nodes")
     latent = torch.randn(1, 8, 32, 32)
     whole = vae.decode(latent)
-    (tiled,) = VAEDecodeTiled().decode(vae, {"samples": latent}, tile_size=96, overlap=24)
+    (tiled,) = nodes.VAEDecodeTiled().decode(vae, {"samples": latent}, tile_size=96, overlap=24)
     assert tiled.shape == whole.shape
     # group norms of a tile are its own, so the two differ everywhere, but little
     assert (tiled - whole).abs().mean() <= 0.1 * whole.std()
-    (one,) = VAEDecodeTiled().decode(vae, {"samples": latent}, tile_size=256, overlap=64)
+    (one,) = nodes.VAEDecodeTiled().decode(vae, {"samples": latent}, tile_size=256, overlap=64)
     torch.testing.assert_close(one, whole, atol=1e-5, rtol=0)
 
 

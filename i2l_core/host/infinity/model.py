@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import comfy.model_management
 import comfy.model_patcher
@@ -64,7 +64,8 @@ def load_model(path: Path, float8: bool = False, disable_dynamic: bool = False) 
     device = comfy.model_management.get_torch_device()
     dtype, computed = _dtypes(found, device)
     types = {name: _stored_as(name, tensor, dtype, float8) for name, tensor in found.items()}
-    network = Infinity(config, comfy.ops.manual_cast, device="meta", dtype=dtype)
+    casting: Any = comfy.ops.manual_cast  # stands for torch.nn
+    network = Infinity(config, casting, device="meta", dtype=dtype)
     kept: dict[str, Tensor] = {}
     while found:
         name, tensor = found.popitem()

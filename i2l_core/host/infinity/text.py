@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import comfy.ops
 import comfy.sd
@@ -157,7 +157,7 @@ class _TextEncoder(SDClipModel):
     def __init__(
         self,
         config: TextConfig,
-        device: torch.device | None = None,
+        device: Any = None,
         dtype: torch.dtype | None = None,
         model_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -165,7 +165,7 @@ class _TextEncoder(SDClipModel):
             device=device,
             dtype=dtype,
             textmodel_json_config=config.host_config(),
-            model_class=T5,
+            model_class=cast(Any, T5),
             special_tokens={"end": 1, "pad": 0},
             model_options=dict(model_options or {}),
         )
@@ -180,7 +180,7 @@ class _TextModel(SD1ClipModel):
     def __init__(
         self,
         config: TextConfig,
-        device: torch.device | None = None,
+        device: Any = None,
         dtype: torch.dtype | None = None,
         model_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -189,7 +189,7 @@ class _TextModel(SD1ClipModel):
             dtype=dtype,
             model_options=dict(model_options or {}),
             name=_NAME,
-            clip_model=_TextEncoder,
+            clip_model=cast(Any, _TextEncoder),
             config=config,
         )
 

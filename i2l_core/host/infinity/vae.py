@@ -35,7 +35,8 @@ class InfinityVAE(comfy.sd.VAE):
     def __init__(self, config: CoderConfig, weights: dict[str, Tensor]) -> None:
         with _without_its_warning():
             super().__init__(sd={})  # what all VAEs have in common; it finds no kind that it knows, and stops
-            coder = Coder(config, comfy.ops.manual_cast, device="meta", dtype=torch.float32)
+            casting: Any = comfy.ops.manual_cast  # stands for torch.nn
+        coder = Coder(config, casting, device="meta", dtype=torch.float32)
         coder.load_state_dict(
             {name: tensor.float() for name, tensor in weights.items()}, strict=True, assign=True
         )
