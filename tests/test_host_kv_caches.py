@@ -208,6 +208,81 @@ def test_other_patches_and_hooks_stay(model):
     assert kinds == {"AdditionalModelsHook", "_CacheHook"}
 
 
+def kv_cache(model):
+    """Core's node: keys and values of reference pictures are computed in the first step and kept."""
+    from comfy_extras.nodes_flux import FluxKVCache
+
+    return FluxKVCache.execute(model).result[0]  # type: ignore[index]
+
+
+def edit(cfg: float, batch: int = 1) -> Case:
+    reference = torch.randn(1, 128, 4, 6, generator=torch.Generator().manual_seed(2))
+    return Case("flux2", cfg, batch, extra={"reference_latents": [reference]})
+
+
+def with_core(positive: KVCache | None, negative: KVCache | None, case: Case):
+    """The truth: each side a model of its own, with core's node of its own."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+
+    models = kv_cache(build("flux2")), kv_cache(build("flux2"))
+
+    class Sides(Guider_DualModel):
+        def predict_noise(self, x, timestep, model_options, seed=None):
+            def side(network, conds, seen, model):
+                options = dict(model.model_options["transformer_options"])
+                if seen is not None:
+                    options["optimized_attention_override"] = Seeing(seen)
+                return comfy.samplers.calc_cond_batch(
+                    network, [conds], x, timestep, {**model_options, "transformer_options": options}
+                )[0]
+
+            cond = side(self.inner_model, self.conds["positive"], positive, models[0])
+            uncond = side(self.uncond_inner, self._uncond_conds, negative, models[1])
+            return uncond + (cond - uncond) * self.cfg
+
+    sides = Sides(*models)
+    sides.set_conds(*case.conds())
+    sides.set_cfg(case.cfg)
+    return run(sides, case)
+
+
+def test_beside_the_kv_cache_of_core_at_cfg_1(model):
+    case, seen = edit(1.0, 2), cache(1, 24)
+    truth = run(cfg_guider(kv_cache(seeing(build("flux2"), seen)), case), case)
+    effect = (truth - run(cfg_guider(kv_cache(model), case), case)).norm()
+    kept = kv_cache(model)
+    for _ in range(2):
+        assert (run(guider(kept, case, [seen]), case) - truth).norm() <= LIMIT * effect
+    # core's node changes the picture: the reference is computed at noise level 0
+    assert (run(guider(model, case, [seen]), case) - truth).norm() > 0.01 * effect
+
+
+@pytest.mark.parametrize("sides", ["each", "positive", "negative", "both", "one more"])
+def test_beside_the_kv_cache_of_core_each_side_has_its_own_references(model, sides: str):
+    """A reference picture that has seen the cache of one side is not what the other side may look at."""
+    import comfy.samplers
+
+    from i2l.i2l_core.host.kv_caches.apply import apply_cache, apply_caches
+
+    case, one, other = edit(4.0), cache(1, 24), cache(2, 10)
+    first, second = {
+        "each": (one, other),
+        "positive": (one, None),
+        "negative": (None, one),
+        "both": (one, one),
+        "one more": (other, other),
+    }[sides]
+    positive, negative = apply_caches(*case.conds(), first, second)
+    if sides == "one more":
+        positive, first = apply_cache(positive, one), merge([other, one])
+    found = comfy.samplers.CFGGuider(kv_cache(model))
+    found.set_conds(positive, negative)
+    found.set_cfg(4.0)
+    truth, plain = with_core(first, second, case), with_core(None, None, case)
+    assert (run(found, case) - truth).norm() <= 1e-4 * (truth - plain).norm()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_other_types_are_converted_once(model, dtype: torch.dtype):
     case = Case("flux2", 4.0)

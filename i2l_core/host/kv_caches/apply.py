@@ -26,6 +26,7 @@ from ...errors import I2LError
 from ...kv_caches.cache import KeysValues, KVCache
 from ..live.network import network_of
 from ..patch import weights_of
+from .references import OwnReferences
 
 Conditioning = list[list[Any]]
 
@@ -145,10 +146,12 @@ class _Wrapper:
     def __init__(self, cache: KVCache, tensors: _Tensors) -> None:
         self.cache, self._tensors = cache, tensors
         self._ready: dict[Any, KeysValues] = {}
+        self._references = OwnReferences()
 
     def to(self, where: Any) -> _Wrapper:
         """The tensors are moved by the host as a model; what was converted for the last sampling is let go."""
         self._ready.clear()
+        self._references.clear()
         return self
 
     def __call__(self, executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -157,9 +160,10 @@ class _Wrapper:
         patches = dict(options.get("patches", {}))
         patches["attn1_patch"] = [*patches.get("attn1_patch", []), _Patch(self._block)]
         options = {**options, "patches": patches}
-        if place is None:
-            return executor(*args, **{**kwargs, "transformer_options": options})
-        return executor(*args[:place], options, *args[place + 1 :], **kwargs)
+        with self._references.swapped_in(patches["attn1_patch"]):
+            if place is None:
+                return executor(*args, **{**kwargs, "transformer_options": options})
+            return executor(*args[:place], options, *args[place + 1 :], **kwargs)
 
     def _block(self, name: str, like: Tensor) -> KeysValues | None:
         """(1, heads, T, head_dim) each, in the type and on the device of `like`: converted once in a sampling."""
