@@ -48,6 +48,7 @@ _TINY = BackboneConfig()
 
 SIZES = {
     "flux2-tiny": Size("Flux2", _flux2(256, 2, 4, 128), (128, 8, 8), 512, 128),
+    "flux2-small": Size("Flux2", _flux2(256, 2, 4, 128), (128, 16, 16), 512, 128),
     "z-image-tiny": Size(
         "ZImage", {"image_model": "lumina2", **_TINY.host_config()}, (16, 16, 16), 16, _TINY.cap_feat_dim
     ),
