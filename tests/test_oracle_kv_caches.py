@@ -177,10 +177,9 @@ def test_a_whole_sampling_with_a_lora_and_a_cache_on_each_side(pair, cfg: float)
     layers = [random_layers(linears(theirs), seed=seed) for seed in (7, 8)]
     networks = tuple(with_lora(theirs, lora) for lora in layers)
     style, neutral = (ours(patcher, lora) for lora in layers)
-    host, caches = asymmetric(patcher, style, neutral), (cache(0), cache(1, 10))
+    host, caches = asymmetric(patcher, style, neutral), (louder(cache(0)), louder(cache(1, 10)))
     expected, without = (by_hand(networks, one, cfg, 4) for one in (caches, (None, None)))
-    floor = sampled(host, conds(None, None), cfg, 4)
-    assert error(sampled(host, conds(*caches), cfg, 4), expected, without, floor) <= LIMIT
+    assert error(sampled(host, conds(*caches), cfg, 4), expected, without) <= LIMIT
 
     wrong = [sampled(patcher, conds(*caches), cfg, 4)]
     if cfg > 1:
@@ -188,6 +187,11 @@ def test_a_whole_sampling_with_a_lora_and_a_cache_on_each_side(pair, cfg: float)
         wrong.append(sampled(asymmetric(patcher, neutral, style), conds(*caches), cfg, 4))
     for one in wrong:
         assert error(one, expected, without) > 1000 * LIMIT
+
+
+def louder(given: KVCache) -> KVCache:
+    """With values so large that rounding is small beside what they change: nothing is taken off the error."""
+    return KVCache({name: (keys, 6 * values) for name, (keys, values) in given.blocks.items()})
 
 
 def with_lora(network: Any, layers: Mapping[str, LowRank]) -> Any:
