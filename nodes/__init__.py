@@ -18,6 +18,7 @@ from .region import StyleRegion
 from .replaced import register_replaced
 from .save import SavePredictedLoRA
 from .template_apply import ApplyTemplate, TemplateToLoRA
+from .template_demo import LoadI2LTemplateDemo
 from .template_inputs import (
     TemplateColour,
     TemplateInpaint,
@@ -56,6 +57,7 @@ NODES = (
     ApplyTemplate,
     TemplateToLoRA,
     SaveTemplateCache,
+    LoadI2LTemplateDemo,
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..i2l_core.host.lora_model import PredictedLoRA
 from ..i2l_core.host.templates.apply import apply_template, loras_of
@@ -13,6 +14,10 @@ from ..i2l_core.host.templates.base import Template as LoadedTemplate
 from ..i2l_core.host.templates.base import TemplateInputs as GivenInputs
 from .report import NodeReport
 from .sockets import TEMPLATES, LoraModel, template_inputs_input
+
+NO_NEUTRAL = (
+    "this template gives a LoRA for the positive side only; leave neutral of Asymmetric CFG unconnected"
+)
 
 
 class ApplyTemplate(io.ComfyNode):
@@ -93,4 +98,5 @@ class TemplateToLoRA(io.ComfyNode):
     def execute(cls, inputs: GivenInputs | LoadedTemplate) -> io.NodeOutput:
         bar = ProgressBar(2)
         lora, neutral, report = loras_of(inputs, bar.update_absolute)
-        return io.NodeOutput(PredictedLoRA(lora), PredictedLoRA(neutral, neutral=True), ui=NodeReport(report))
+        other = ExecutionBlocker(NO_NEUTRAL) if neutral is None else PredictedLoRA(neutral, neutral=True)
+        return io.NodeOutput(PredictedLoRA(lora), other, ui=NodeReport(report))

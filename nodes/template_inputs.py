@@ -44,7 +44,13 @@ def _value(
     "years, 45 neutral.",
 ) -> io.Input:
     return io.Float.Input(
-        name, default=default, min=lowest, max=highest, step=step, display_mode=display, tooltip=tooltip
+        name,
+        default=default,
+        min=lowest,
+        max=highest,
+        step=step,
+        display_mode=display,  # type: ignore[arg-type]
+        tooltip=tooltip,
     )
 
 

@@ -145,3 +145,23 @@ def test_a_morph_starts_and_ends_with_the_single_styles(server: ComfyClient):
         alone = changed(prompt, "ApplyPredictedLoRA", lora=[titled(prompt, title), 0])
         (single,) = images(server, server.queue(alone), titled(prompt, "One by one"))
         assert gap(array(single), frame) <= 2
+
+
+def test_structure_and_brightness_go_beside_a_style(server: ComfyClient):
+    """The same seed and style: the figure lies where the picture has it, and then everything is brighter."""
+    prompt = shipped(server, "structure_brightness")
+    shown = [titled(prompt, title, "SaveImage") for title in ("Style", "+ structure", "+ brightness")]
+    result = server.queue(prompt)
+    style, placed, bright = (array(*images(server, result, key)).float() for key in shown)
+    white = array((WORKFLOWS / "references" / "structure.png").read_bytes())[..., 0] > 127
+
+    def stands_out(picture: torch.Tensor) -> float:
+        """How far the colour on the white part is from that of the rest."""
+        return float((picture[white].mean(0) - picture[~white].mean(0)).norm())
+
+    assert stands_out(placed) > 1.1 * stands_out(style)
+    assert bright.mean() > placed.mean() + 10
+    (value,) = (key for key, node in prompt.items() if node["class_type"] == "TemplateValue")
+    dark = copy.deepcopy(prompt)
+    dark[value]["inputs"]["scale.value"] = 0.2
+    assert array(*images(server, server.queue(dark), shown[2])).float().mean() < placed.mean() - 10

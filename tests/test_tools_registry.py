@@ -99,3 +99,5 @@ def test_what_an_artist_installs_runs_by_itself(host, tmp_path: Path):
             assert node.GET_SCHEMA().node_id
         outputs = module("nodes.demo").LoadI2LDemo.execute()
         assert len(outputs.args) == 4
+        outputs = module("nodes.template_demo").LoadI2LTemplateDemo.execute()
+        assert len(outputs.args) == 6

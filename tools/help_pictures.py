@@ -31,6 +31,7 @@ CARDS = {  # node -> the workflow whose card shows it
     "FuseLoRAs": "fuse_styles",
     "AsymmetricCFG": "asymmetric_guidance",
     "StyleRegion": "style_regions",
+    "LoadI2LTemplateDemo": "structure_brightness",
     "LoadI2LPredictor": "zimage_i2l",
     "LoadTemplate": "flux2_klein_structure_i2l",
     "TemplateValue": "flux2_klein_brightness_i2l",

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from i2l_core.demo.content import COUNTS, PLACES, SUBJECTS, Content, contents
+from i2l_core.demo.content import COUNTS, PLACES, SUBJECTS, Content, contents, distance_field
 from i2l_core.demo.render import SIZE, render
 from i2l_core.demo.style import Style, sample_style
 
@@ -76,6 +76,13 @@ def scene() -> tuple[Image.Image, Image.Image]:
     return draw(named("two", "house", "middle"), style, rng), mask
 
 
+def structure() -> Image.Image:
+    """Where figures are, white on black: what the demo's structure template looks at."""
+    field = distance_field(named("one", "tree", "left"), SIZE, np.random.default_rng(4))
+    cover = np.clip(0.5 - field * (SIZE / 2), 0, 1)
+    return Image.fromarray(np.round(cover * 255).astype(np.uint8)).convert("RGB")
+
+
 def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
@@ -89,6 +96,7 @@ def main() -> None:
     for technique, seed in LIBRARY_SEEDS.items():
         for number, picture in enumerate(style_pictures(technique, seed), 1):
             save(picture, LIBRARY / technique / f"{number}.png")
+    save(structure(), REFERENCES / "structure.png")
     for name, pair in (("page", page()), ("scene", scene())):
         for picture, end in zip(pair, ("", "_mask"), strict=True):
             save(picture, REFERENCES / f"{name}{end}.png")

@@ -198,6 +198,44 @@ def style_regions(flow: Workflow) -> None:
     flow.add("SaveImage", Look(column=1, height=440), images=picture, filename_prefix="i2l/regions")
 
 
+def structure_brightness(flow: Workflow) -> None:
+    flow.group("1  References: pictures of one style", BLUE, PICTURE)
+    pictures = references(flow, "glass_1.png", "glass_4.png", columns=1)
+    flow.group("2  FLUX.2, templates, and the style", GREEN, 300)
+    names = ("model", "clip", "vae", "predictor", "structure", "brightness")
+    node = flow.add("LoadI2LTemplateDemo", Look(height=146))
+    model, clip, vae, predictor, structure, brightness = (node[name] for name in names)
+    lora = predicted(flow, predictor, pictures)
+    styled = {"model": model, "style": lora["lora"], "strength": 1.0, "neutral": lora["neutral"]}
+    model = flow.add("AsymmetricCFG", Look(room=CARD), **styled, neutral_strength=1.0)["model"]
+    flow.group("3  What to draw, where, how bright", AMBER, 340, 320)
+    said = flow.add(
+        "PrimitiveStringMultiline",
+        Look("What to draw", height=120, colors=POSITIVE),
+        value="one tree on the left",
+    )
+    prompts = texts(flow, clip, said["string"])
+    where = flow.picture("structure.png", Look("Where: white", column=1))["image"]
+    parts = {"template": structure, "vae": vae, "clip": clip, "image": where, "prompt": said["string"]}
+    place = flow.add("TemplatePicture", Look("Structure", 1, height=200, room=60), **parts)["inputs"]
+    bright = {"template": brightness, "scale": "0 to 1", "scale.value": 0.8}
+    light = flow.add("TemplateValue", Look("Brightness", 1, room=60), **bright)["inputs"]
+    latent = square(flow)
+    same = seed(flow, 7)
+    flow.group("4  Style, then structure, then brightness", PURPLE, 300, 300, 300)
+    sides = {"positive": prompts[0], "negative": prompts[1]}
+    world = World(model, clip, vae, predictor)
+    for row, (title, inputs) in enumerate((("Style", None), ("+ structure", place), ("+ brightness", light))):
+        look = Look(title, y=_top(row))
+        if inputs is not None:
+            added = flow.add("ApplyTemplate", replace(look, room=60), **sides, inputs=inputs)
+            sides = {"positive": added["positive"], "negative": added["negative"]}
+        drawn = sampled(
+            flow, model, (sides["positive"], sides["negative"]), latent, same, replace(look, column=1)
+        )
+        _drawn(flow, world, drawn, look)
+
+
 def morph(flow: Workflow) -> None:
     flow.group("1  Style A", BLUE, PICTURE)
     glass = references(flow, "glass_1.png", "glass_4.png", columns=1)
@@ -270,4 +308,5 @@ TINY = {
     "img2img_inpaint": img2img_inpaint,
     "style_regions": style_regions,
     "morph": morph,
+    "structure_brightness": structure_brightness,
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.latent_formats
 import comfy.model_base
+import comfy.sd
 import comfy.supported_models
 from comfy.model_patcher import ModelPatcher
 
@@ -16,14 +17,19 @@ from ...demo.flux2 import Flux2Config
 from ...demo.sampler import SHIFT
 from ...errors import I2LError
 from ...predictors.base import Predictor
+from ...predictors.published import Value
 from ...predictors.query.config import QueryConfig
 from ...predictors.query.file import LoadedPredictor, load_predictor
 from ...predictors.query.network import QueryNetwork
 from ...predictors.query.predictor import hold
 from ..predictors.runtime import comfy_runtime
+from ..templates.base import Template
+from ..templates.native import native_template
 from .weights import as_model, read
+from .world import load_clip, load_vae
 
 _ID = "i2l-tiny-flux2"  # in base_models/demo.py
+_BRIGHTNESS = Value("scale", 0.0, 0.5, 1.0, 1000.0)
 
 
 class _TinyFlux2(comfy.supported_models.Flux2):
@@ -62,6 +68,38 @@ def load_flux2_predictor(folder: Path) -> Predictor:
     meta = {"base_model": {"id": _ID}, "about": {"steps": str(about.get("steps"))}}
     name = Path(files.FLUX2_PREDICTOR).stem
     return hold(LoadedPredictor(network.config, network.eval(), other.encoder, meta, name), runtime)
+
+
+class Flux2Demo(NamedTuple):
+    """All that a workflow with templates needs, without a download."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    predictor: Predictor
+    structure: Template
+    brightness: Template
+
+
+def load_flux2_demo(folder: Path = files.WEIGHTS) -> Flux2Demo:
+    """Read the weights of the demo's FLUX.2 and its templates. Raises I2LError when they are missing or damaged."""
+    return Flux2Demo(
+        load_flux2(folder),
+        load_clip(folder),
+        load_vae(folder),
+        load_flux2_predictor(folder),
+        _template(folder / files.STRUCTURE, "demo structure"),
+        _template(folder / files.BRIGHTNESS, "demo brightness", _BRIGHTNESS),
+    )
+
+
+def _template(path: Path, title: str, value: Value | None = None) -> Template:
+    if not path.is_file():
+        raise I2LError(f"the demo model lacks {path.name}: install ComfyUI-i2L again, with its weights")
+    found = native_template(path, title, _ID, value)
+    if found is None:
+        raise I2LError(f"{path.name} is not the demo model's template; install ComfyUI-i2L again")
+    return found
 
 
 def _config(about: dict[str, Any]) -> Flux2Config:

@@ -30,9 +30,14 @@ class DemoWorld(NamedTuple):
 
 def load_demo(folder: Path = files.WEIGHTS) -> DemoWorld:
     """Read the weights of the demo world. Raises I2LError when they are missing, damaged or do not fit."""
+    predictor = load_predictor(folder / files.PREDICTOR)
+    return DemoWorld(load_model(folder), load_clip(folder), load_vae(folder), predictor)
+
+
+def load_clip(folder: Path) -> comfy.sd.CLIP:
     clip = build_clip(_text_weights(folder))
     clip.patcher.cached_patcher_init = (load_text_patcher, (folder,))
-    return DemoWorld(load_model(folder), clip, load_vae(folder), load_predictor(folder / files.PREDICTOR))
+    return clip
 
 
 def load_model(folder: Path, disable_dynamic: bool = False) -> ModelPatcher:

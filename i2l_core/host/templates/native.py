@@ -14,13 +14,12 @@ from ...kv_caches.dit import DitTemplate
 from ...kv_caches.file import load_cache
 from ...kv_caches.kinds import StaticTemplate, recognise_template
 from ...kv_caches.value import ValueTemplate
-from ...predictors.published import Takes, published_template
+from ...predictors.published import Takes, Value, published_template
 from ...predictors.template.inputs import (
     ColourInput,
     Input,
     PictureInput,
     ValueInput,
-    check_takes,
     described,
 )
 from ..kv_caches.dit import load_network, run_network
@@ -39,6 +38,7 @@ class _Native(Template):
     title: str
     takes: Takes
     base_model: str
+    value: Value | None = None  # of a template that is not published, but known
 
     @property
     def name(self) -> str:
@@ -48,8 +48,7 @@ class _Native(Template):
         return []
 
     def check(self, given: Input) -> str:
-        check_takes(self.title, given, self.takes)
-        return described(self.title, given)
+        return described(self.title, given, self.takes, self.value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ class ValueModel(_Native):
             progress(1, 1)
             return Made(cache)
         assert isinstance(given, ValueInput)
-        value = given.resolved(self.title)
+        value = given.resolved(self.title, self.value)
         positive = self.kind.make([given.value], value.factor, self.title, self.base_model)
         progress(1, 2)
         same = given.value == value.neutral
@@ -166,22 +165,23 @@ class Network(_Native):
 
 
 def native_template(
-    path: Path, title: str, takes: Takes | None = None, base_model: str = "flux2-klein-4b"
+    path: Path, title: str, base_model: str = "flux2-klein-4b", value: Value | None = None
 ) -> _Native | None:
     """The template in a safetensors file; None when it is of no known kind, or when its weights do not say all that it
     does: what Inpaint does with its mask stands in its program.
 
-    `takes`: what it is known to take, where its weights may not tell. Raises I2LError naming the file when it is
-    damaged, or nearly of a kind.
+    `base_model`, `value`: what its weights do not say, of one that is not published. Raises I2LError naming the file
+    when it is damaged, or nearly of a kind.
     """
     kind = recognise_template(path)
     if isinstance(kind, StaticTemplate):
-        return StaticCache(path, title, "nothing", base_model, kind.tokens)
+        return StaticCache(path, title, "nothing", base_model, tokens=kind.tokens)
     if isinstance(kind, ValueTemplate):
-        return ValueModel(path, title, "value" if len(kind.values) == 1 else "colour", base_model, kind)
+        takes: Takes = "value" if len(kind.values) == 1 else "colour"
+        return ValueModel(path, title, takes, base_model, value, kind)
     if isinstance(kind, DitTemplate):
         known = published_template(title)
         if known and known.takes != "picture":
             return None
-        return Network(path, title, takes or "picture", base_model, kind)
+        return Network(path, title, "picture", base_model, kind=kind)
     return None

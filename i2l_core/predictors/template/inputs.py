@@ -31,13 +31,14 @@ class ValueInput:
     neutral: float | None = None
     factor: float | None = None
 
-    def resolved(self, template: str) -> Value:
-        """With the neutral value and the factor of a published template of that name, which win over None only.
+    def resolved(self, template: str, value: Value | None = None) -> Value:
+        """With the neutral value and the factor of `value`, else of a published template of that name, which win over
+        None only.
 
         Raises I2LError when the value is out of its range, and when the name is unknown and no neutral value is given.
         """
         known = published_template(template)
-        value = known.value if known else None
+        value = value or (known.value if known else None)
         if value is None and self.neutral is None:
             raise I2LError(
                 f"{template} is not the name of a published template, so nobody knows its neutral value: set neutral"
@@ -133,11 +134,11 @@ _NODES = {
 }
 
 
-def described(template: str, given: Input) -> str:
+def described(template: str, given: Input, takes: str = "", known: Value | None = None) -> str:
     """One line for people. Raises I2LError as `check_takes` and `ValueInput.resolved` do."""
-    check_takes(template, given)
+    check_takes(template, given, takes)
     if isinstance(given, ValueInput):
-        return f"value {given.value:g}, neutral {given.resolved(template).neutral:g}"
+        return f"value {given.value:g}, neutral {given.resolved(template, known).neutral:g}"
     if isinstance(given, ColourInput):
         return "colour " + " ".join(f"{round(255 * part)}" for part in (given.red, given.green, given.blue))
     if isinstance(given, PictureInput | InpaintInput):

@@ -116,15 +116,16 @@ def train(
 def save(folder: Path, template: ValueTemplate) -> Path:
     """As the published ones are, in bfloat16; the width of a head in the metadata."""
     tensors = {}
-    for i, block in enumerate(template.blocks):
-        for which, part in zip("kv", (template.parts[2 * i], template.parts[2 * i + 1]), strict=True):
+    pairs = zip(list(template.parts)[::2], list(template.parts)[1::2], strict=True)
+    for block, pair in zip(template.blocks, pairs, strict=True):
+        for which, part in zip("kv", pair, strict=True):
             place = f"proj_{which}.{block}"
             for n, name in ((0, "linear_1"), (2, "linear_2")):
                 for kind, tensor in getattr(part, name).named_parameters():
                     tensors[f"{place}.prefer_value_embedder.{n}.{kind}"] = tensor
             tensors[f"{place}.positional_embedding"] = part.table
     kept = {name: tensor.detach().bfloat16().contiguous() for name, tensor in tensors.items()}
-    head_dim = template.parts[0].table.shape[1] // template.heads
+    head_dim = next(iter(kept.values())).shape[0] // template.heads
     path = folder / files.BRIGHTNESS
     save_file(kept, path, {"head_dim": str(head_dim)})
     return path
