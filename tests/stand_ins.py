@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kv_templates import dit_file, value_file
 from safetensors.torch import save_file
 from template_folders import style
 from tiny_models import CONFIGS, build
+
+from i2l.i2l_core.kv_caches.dit import DitTemplate
 
 TEXT: dict[str, Any] = {  # Qwen3-4B; klein listens to its layers 9, 18 and 27
     "hidden_size": 64,
@@ -44,6 +47,33 @@ PREDICTED = {  # by predictors of version 2: some layers of each, under DiffSynt
         "model.language_model.layers.1.mlp.down_proj": (128, 64),
     },
 }
+
+TEMPLATE = "Template-KleinBase4B-"
+RECOGNISED = """
+raise RuntimeError("templates that are known by their weights run no program")
+TEMPLATE_MODEL = None
+TEMPLATE_MODEL_PATH = "model.safetensors"
+"""
+INPAINT = """
+import torch
+
+
+class Inpaint:
+    def process_inputs(self, pipe, image, mask, force_inpaint=False, **kwargs):
+        return {"image": image, "mask": mask, "keep": force_inpaint}
+
+    def forward(self, pipe, image, mask, keep, **kwargs):
+        gen = torch.Generator().manual_seed(1)
+        pairs = {
+            name: (torch.randn(1, 6, 2, 128, generator=gen), torch.randn(1, 6, 2, 128, generator=gen))
+            for name in ("double_0", "single_0", "single_1")
+        }
+        return {"kv_cache": pairs, "input_image": image, "inpaint_mask": mask} if keep else {"kv_cache": pairs}
+
+
+TEMPLATE_MODEL = Inpaint
+TEMPLATE_MODEL_PATH = None
+"""
 
 PACK = f'''
 """Tells ComfyUI the sizes of stand-ins, which it would take from a table."""
@@ -103,6 +133,15 @@ def install(base: Path) -> None:
     _save(models / "model_patches" / "Z-Image-Fun-Controlnet-Union-2.1.safetensors", _control())
     for name, layers in PREDICTED.items():
         style(models / "i2l" / name, layers=layers)
+    templates = {
+        name: models / "i2l" / f"{TEMPLATE}{name}" for name in ("ControlNet", "Brightness", "Inpaint")
+    }
+    for name, folder in templates.items():
+        folder.mkdir(parents=True)
+        (folder / "model.py").write_text(INPAINT if name == "Inpaint" else RECOGNISED, "utf-8")
+    network = DitTemplate(256, 128, 768, 1, 2, 128, KLEIN["context_in_dim"])
+    dit_file(templates["ControlNet"] / "model.safetensors", network, dtype=torch.bfloat16)
+    value_file(templates["Brightness"] / "model.safetensors", torch.bfloat16)
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any] | None = None) -> None:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.server
 SIDE = 64  # pixels, in place of 1024 and more
 SIZED = ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "EmptyHiDreamO1LatentImage")
 NAMES = ("zimage_i2l", "zimage_turbo_i2l", "flux2_klein_i2l", "hidream_o1_i2l")
+TEMPLATES = tuple(f"flux2_klein_{kind}_i2l" for kind in ("structure", "brightness", "template_inpaint"))
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,9 @@ def small(server: ComfyClient, name: str) -> Prompt:
         if kind == "LoadI2LPredictor":
             assert inputs["allow_code"] is False
             inputs["allow_code"] = True
+        if kind == "LoadTemplate":
+            assert inputs["allow_code"] is False
+            inputs["allow_code"] = "Inpaint" in inputs["template_name"]
         if kind == "ImageScaleToTotalPixels":
             inputs["megapixels"] = 0.01
         if kind == "PrimitiveInt":
@@ -101,5 +105,40 @@ def test_inpainting_with_klein_keeps_what_is_outside_of_the_mask(real: ComfyClie
     scaled[find(scaled, "SaveImage")]["inputs"]["images"] = [find(scaled, "ImageScaleToTotalPixels"), 0]
     scene = picture(real, scaled)
     half = scene.shape[1] // 2  # the mask is the right half; at its edge it is softened
+    assert torch.equal(found[:, : half - 2], scene[:, : half - 2])
+    assert (found[:, half + 2 :] - scene[:, half + 2 :]).abs().max() > 20
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_and_a_style_both_count(real: ComfyClient, name: str):
+    """The template's own program runs for inpainting alone: the others' would fail if they ran."""
+    prompt = small(real, name)
+    both = picture(real, prompt)
+    assert both.float().std() > 5
+    apply = find(prompt, "ApplyTemplate")
+    plain = copy.deepcopy(prompt)
+    given = plain.pop(apply)["inputs"]
+    sides = {0: given["positive"], 1: given["negative"]}
+    for node in plain.values():
+        node["inputs"] = {
+            n: sides.get(v[1], v) if isinstance(v, list) and v[0] == apply else v
+            for n, v in node["inputs"].items()
+        }
+    if "inpaint" not in name:  # that one brings the latent too
+        assert not torch.equal(picture(real, plain), both)
+    predict = find(prompt, "ImagesToLoRA")
+    fewer = copy.deepcopy(prompt)
+    fewer[predict]["inputs"].pop("images.image3")
+    assert not torch.equal(picture(real, fewer), both)
+
+
+def test_a_template_inpaints_inside_the_mask_alone(real: ComfyClient):
+    prompt = small(real, "flux2_klein_template_inpaint_i2l")
+    found = picture(real, prompt)
+    scaled = copy.deepcopy(prompt)
+    (pictures,) = (v["inputs"]["image"] for v in prompt.values() if v["class_type"] == "TemplateInpaint")
+    scaled[find(scaled, "SaveImage")]["inputs"]["images"] = pictures
+    scene = picture(real, scaled)
+    half = scene.shape[1] // 2
     assert torch.equal(found[:, : half - 2], scene[:, : half - 2])
     assert (found[:, half + 2 :] - scene[:, half + 2 :]).abs().max() > 20
