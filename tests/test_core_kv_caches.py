@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.kv_caches.cache import KVCache, merge
 from i2l.i2l_core.kv_caches.dit import DitTemplate, host_name
-from i2l.i2l_core.kv_caches.file import METADATA_KEY, load_cache, save_cache
 from i2l.i2l_core.kv_caches.kinds import StaticTemplate, recognise_template
+from i2l.i2l_core.kv_caches.static import load_cache
 from i2l.i2l_core.kv_caches.value import ValueTemplate
 
 
@@ -160,48 +159,23 @@ def test_merging_names_all_and_refuses_what_does_not_fit():
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str
 )
-def test_saved_and_loaded_to_the_bit_under_the_next_free_name(tmp_path: Path, dtype: torch.dtype):
+def test_a_static_file_is_read_to_the_bit(tmp_path: Path, dtype: torch.dtype):
     whole = cache(1, dtype=dtype)
-    turned = {n: (k.transpose(1, 2).contiguous().transpose(1, 2), v) for n, (k, v) in whole.blocks.items()}
-    given = KVCache(turned, 'Ink "水墨"', "flux2-klein-4b")
-    path = save_cache(given, tmp_path / "new" / "a.safetensors")
-    found = load_cache(path)
-    assert equal(found, given)
-    assert (found.made_by, found.base_model) == (given.made_by, given.base_model)
-    before = path.read_bytes()
-    assert save_cache(cache(2), path).name == "a_00002.safetensors"
-    assert path.read_bytes() == before
-    assert load_cache(tmp_path / "new" / "a_00002.safetensors").made_by == "a_00002"
+    found = load_cache(static(whole, tmp_path / "Ink 水墨.safetensors"))
+    assert equal(found, whole)
+    assert found.made_by == "Ink 水墨"
+
+
+def static(whole: KVCache, path: Path) -> Path:
+    tensors = {
+        f"{name}.{part}": x for name, pair in whole.blocks.items() for part, x in zip("kv", pair, strict=True)
+    }
+    return written(path, tensors)
 
 
 def written(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata)
     return path
-
-
-ABOUT = {"format": "i2l-kv-cache", "version": 1, "made_by": "ink", "base_model": ""}
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("{", "metadata is damaged"),
-        ("[" * 100_000, "metadata is damaged"),
-        ("[]", "no cache of keys and values, by its metadata"),
-        (json.dumps({**ABOUT, "format": "i2l-lora"}), "no cache of keys and values, by its metadata"),
-        (json.dumps({**ABOUT, "version": 2}), "another version"),
-        (json.dumps({**ABOUT, "version": None}), "another version"),
-        (json.dumps({**ABOUT, "more": 1}), "unknown entries: more"),
-        (json.dumps({key: value for key, value in ABOUT.items() if key != "made_by"}), "lacks made_by"),
-        (json.dumps({**ABOUT, "made_by": 3}), "must be text"),
-    ],
-)
-def test_other_metadata_is_refused(tmp_path: Path, said: str, expected: str):
-    tensors = {"double_0.k": K, "double_0.v": K}
-    path = written(tmp_path / "a.safetensors", tensors, {METADATA_KEY: said})
-    message = refusal(lambda: load_cache(path))
-    assert message.startswith("a.safetensors: ")
-    assert expected in message
 
 
 @pytest.mark.parametrize(
@@ -227,7 +201,7 @@ def test_damaged_files_are_refused(tmp_path: Path, tensors: dict[str, Tensor], e
 
 
 def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path):
-    path = save_cache(cache(), tmp_path / "a.safetensors")
+    path = static(cache(), tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     assert "a.safetensors: expected a cache of keys and values" in refusal(lambda: load_cache(path))
     assert "b.safetensors: " in refusal(lambda: load_cache(tmp_path / "b.safetensors"))
@@ -273,7 +247,7 @@ def test_templates_are_told_apart_by_their_weights(tmp_path: Path):
     assert isinstance(three, ValueTemplate)
     assert set(three.values) == {"red", "green", "blue"}
     assert three.dtype == torch.bfloat16
-    path = save_cache(cache(1, 7), tmp_path / "static.safetensors")
+    path = static(cache(1, 7), tmp_path / "static.safetensors")
     assert recognise_template(path) == StaticTemplate(path, 7, 3)
     assert recognise_template(dit_file(tmp_path / "dit.safetensors", SIZES)) == SIZES
     for tensors in ({"lora_A.weight": K}, {"double_0.k": K, "more": K}, {"double_0.k": K[0]}):

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import I2LError
 from ..files.safetensors import FileHeader, read_header
 from .dit import DitTemplate, recognise_dit
-from .file import is_cache
+from .static import is_cache
 from .value import ValueTemplate, recognise_value
 
 

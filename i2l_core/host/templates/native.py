@@ -11,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import I2LError
 from ...kv_caches.dit import DitTemplate
-from ...kv_caches.file import load_cache
 from ...kv_caches.kinds import StaticTemplate, recognise_template
+from ...kv_caches.static import load_cache
 from ...kv_caches.value import ValueTemplate
 from ...predictors.published import Takes, Value, published_template
 from ...predictors.template.inputs import (
