@@ -41,14 +41,14 @@ PRESETS = {
             "judge": Plan(steps=700, batch=64, lr=2e-3, seed=31, weight_decay=0.0),
             "backbone": Plan(steps=1600, batch=64, lr=4e-3, seed=11),
             "decoder": Plan(steps=700, batch=12, lr=1.5e-3, seed=41, weight_decay=0.0, save_every=100),
-            "flux2": Plan(steps=3000, batch=64, lr=4e-3, seed=61, average=0.995),
+            "flux2": Plan(steps=2000, batch=64, lr=4e-3, seed=61, average=0.995),
             "flux2_predictor": Plan(
-                steps=900, batch=8, lr=2e-3, seed=71, warmup=40, average=0.99, save_every=100
+                steps=800, batch=8, lr=2e-3, seed=71, warmup=40, average=0.99, save_every=100
             ),
-            "structure": Plan(steps=600, batch=48, lr=2e-3, seed=72, warmup=40, average=0.99, save_every=100),
+            "structure": Plan(steps=500, batch=48, lr=2e-3, seed=72, warmup=40, average=0.99, save_every=100),
             "brightness": Plan(
-                steps=500,
-                batch=48,
+                steps=260,
+                batch=32,
                 lr=3e-3,
                 seed=73,
                 warmup=40,
