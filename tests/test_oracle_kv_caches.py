@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated")
 
 HEIGHT, WIDTH = 4, 6
 BLOCKS = ("double_0", "double_1", "single_0", "single_1")
+KEYS, VALUES = 1.5, 60.0
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,15 @@ def pair(host) -> tuple[Any, Any]:
 
 
 def cache(seed: int = 0, tokens: int = 24, names: tuple[str, ...] = BLOCKS) -> KVCache:
-    """Keys as large as those of the network after its norm."""
+    """Keys as large as those of the network after its norm, values so large that one cache changes the output by 7 % of
+    it or more: then what the two libraries differ by without one, 2e-7 of it, is below LIMIT of the change."""
     gen = torch.Generator().manual_seed(seed)
     shape = (1, tokens, 2, 128)
     return KVCache(
-        {n: (torch.randn(shape, generator=gen) * 1.5, torch.randn(shape, generator=gen)) for n in names}
+        {
+            n: (torch.randn(shape, generator=gen) * KEYS, torch.randn(shape, generator=gen) * VALUES)
+            for n in names
+        }
     )
 
 
@@ -116,13 +121,9 @@ def conds(first: KVCache | None, second: KVCache | None) -> tuple[Any, Any]:
     return apply_caches([[text(0), {}]], [[text(1), {}]], first, second)
 
 
-def error(found: Tensor, expected: Tensor, without: Tensor, floor: Tensor | None = None) -> float:
-    """As a share of what the caches change. `floor`: what the host gives without them; how far that is from `without`
-    is no fault of the caches, and counts more where they change little."""
-    missed = (found - expected).double().norm()
-    if floor is not None:
-        missed = (missed - 2 * (floor - without).double().norm()).clamp(min=0)
-    return float(missed / (expected - without).double().norm())
+def error(found: Tensor, expected: Tensor, without: Tensor) -> float:
+    """As a share of what the caches change."""
+    return float((found - expected).double().norm() / (expected - without).double().norm())
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -141,8 +142,7 @@ def error(found: Tensor, expected: Tensor, without: Tensor, floor: Tensor | None
 def test_a_step_is_theirs(pair, given: KVCache, batch: int):
     patcher, theirs = pair
     expected, without = (by_hand(theirs, (one, None), 1.0, 1, batch) for one in (given, None))
-    floor = sampled(patcher, conds(None, None), 1.0, 1, batch)
-    assert error(sampled(patcher, conds(given, None), 1.0, 1, batch), expected, without, floor) <= LIMIT
+    assert error(sampled(patcher, conds(given, None), 1.0, 1, batch), expected, without) <= LIMIT
 
 
 def test_two_nodes_are_one_merged_and_twice_is_twice(pair):
@@ -150,11 +150,11 @@ def test_two_nodes_are_one_merged_and_twice_is_twice(pair):
 
     patcher, theirs = pair
     one, two = cache(0), cache(1, 7)
-    once, floor = by_hand(theirs, (one, None), 1.0, 1), sampled(patcher, conds(one, None), 1.0, 1)
+    once = by_hand(theirs, (one, None), 1.0, 1)
     for second in (two, one):
         expected = by_hand(theirs, (merge([one, second]), None), 1.0, 1)
         both = apply_caches(*conds(one, None), second, None)
-        assert error(sampled(patcher, both, 1.0, 1), expected, once, floor) <= LIMIT
+        assert error(sampled(patcher, both, 1.0, 1), expected, once) <= LIMIT
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0, 7.5])
@@ -162,8 +162,7 @@ def test_a_whole_sampling_with_a_cache_on_each_side(pair, cfg: float):
     patcher, theirs = pair
     caches = cache(0), cache(1, 10)
     expected, without = (by_hand(theirs, one, cfg, 4) for one in (caches, (None, None)))
-    floor = sampled(patcher, conds(None, None), cfg, 4)
-    assert error(sampled(patcher, conds(*caches), cfg, 4), expected, without, floor) <= LIMIT
+    assert error(sampled(patcher, conds(*caches), cfg, 4), expected, without) <= LIMIT
     if cfg > 1:
         wrong = sampled(patcher, conds(caches[1], caches[0]), cfg, 4)
         assert error(wrong, expected, without) > 1000 * LIMIT
@@ -217,7 +216,7 @@ def test_the_same_cache_on_both_sides_is_one_forward(pair):
     finally:
         handle.remove()
     expected, without = (by_hand(theirs, (one, one), 4.0, 2) for one in (both, None))
-    assert error(found, expected, without, sampled(patcher, conds(None, None), 4.0, 2)) <= LIMIT
+    assert error(found, expected, without) <= LIMIT
 
 
 def test_faults_are_seen(pair, monkeypatch: pytest.MonkeyPatch):
