@@ -230,6 +230,28 @@ def morph(card: Card, shown: Pictures) -> None:
         card.badge(str(i + 1), MARGIN + (i % 3) * (side + GAP) + side, top + (i // 3) * (side + GAP) + side)
 
 
+def structure_brightness(card: Card, shown: Pictures) -> None:
+    """Style and structure above; below what is drawn without and with the structure, and brighter."""
+    side = (INNER - 2 * GAP) / 3
+    top = card.row(shipped("glass_1", "glass_4"), MARGIN, MARGIN, 2 * side + GAP)
+    where = shipped("structure")[0]
+    card.paste(where, SIDE - MARGIN - side, MARGIN, side)
+    card.badge("where", SIDE - MARGIN, MARGIN + side)
+    card.badge("style", MARGIN + 2 * side + GAP, top)
+    large = (INNER - GAP) / 2
+    (style,), (placed,), (bright,) = (shown[name] for name in ("Style", "+ structure", "+ brightness"))
+    below = SIDE - MARGIN - large
+    card.arrow(SIDE / 2, (max(top, MARGIN + side) + below) / 2)
+    for picture, left, words in (
+        (placed, MARGIN, "+ structure"),
+        (bright, MARGIN + large + GAP, "+ brightness"),
+    ):
+        card.paste(picture, left, below, large, ACCENT)
+        card.badge(words, left + large, SIDE - MARGIN)
+    small = large / 3
+    card.paste(style, MARGIN + large - small - 8, below + 8, small)
+
+
 TINY: dict[str, Callable[[Card, Pictures], None]] = {
     "start_here": start_here,
     "many_references": many_references,
@@ -239,6 +261,7 @@ TINY: dict[str, Callable[[Card, Pictures], None]] = {
     "img2img_inpaint": img2img_inpaint,
     "style_regions": style_regions,
     "morph": morph,
+    "structure_brightness": structure_brightness,
 }
 
 
