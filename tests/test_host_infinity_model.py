@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import infinity_models as models
 import pytest
@@ -140,3 +141,32 @@ def test_missing_files_and_a_vae_are_named(host, tmp_path: Path):
     save_file(models.coder_weights(models.CODER), path)
     with pytest.raises(I2LError, match="this is a VAE of Infinity"):
         load_model(path)
+
+
+def test_weights_in_sixteen_bits_change_no_bit_of_what_is_computed_in_sixteen(
+    host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So what is computed in float32 is kept in float32, and nothing else needs it."""
+    import comfy.ops
+
+    from i2l.i2l_core.host.infinity import model as module
+
+    weights = models.released_weights()
+    save_file(weights, tmp_path / "flat.safetensors")
+    sixteen = torch.bfloat16
+    monkeypatch.setattr(module, "_dtypes", lambda weights, device: (sixteen, sixteen))
+    model = module.load_model(tmp_path / "flat.safetensors")
+    assert model.dtype == sixteen
+    kept = {name: tensor.dtype for name, tensor in model.network.state_dict().items()}
+    assert kept["blocks.0.ffn.fc1.weight"] == kept["word_embed.bias"] == sixteen
+    casting: Any = comfy.ops.manual_cast
+    precise = Infinity(models.config(), casting)
+    precise.load_state_dict(transformer_weights(weights))
+    drawing = Drawing(scales_of(1.5, "0.06M"), [TEXT])
+    found, expected = (
+        [step.logits for step in draw(network, drawing, Sampling(seed=5, temperature=0.7), dtype=sixteen)]
+        for network in (model.network, precise)
+    )
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    exact = logits(plain(weights))
+    assert not torch.equal(found[0], exact[0])
