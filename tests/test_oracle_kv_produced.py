@@ -198,7 +198,7 @@ def error(found: KVCache, expected: dict[str, tuple[Tensor, Tensor]]) -> float:
 @pytest.mark.parametrize("factor", [1000.0, 10.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("number", [0.0, 0.3, 0.7, 45.0])
-def test_a_value_to_the_bit(tmp_path: Path, number: float, dtype: torch.dtype, factor: float):
+def test_a_value_is_theirs(tmp_path: Path, number: float, dtype: torch.dtype, factor: float):
     path = value_file(tmp_path / "model.safetensors", dtype)
     kind = recognise_template(path)
     assert isinstance(kind, ValueTemplate)
