@@ -46,13 +46,13 @@ def test_saved_and_loaded(tmp_path: Path, kind: str, dtype: torch.dtype):
         for seed in (0, 1)
     )
     sides = {"both": (one, two), "shared": (one, one), "positive": (one, None), "negative": (None, two)}[kind]
-    path = save_sides(Sides(*sides, "ink: value 0.7"), tmp_path / "new" / "a.safetensors")
+    path = save_sides(Sides(sides[0], sides[1], "ink: value 0.7"), tmp_path / "new" / "a.safetensors")
     found = load_sides(path)
     assert found.made_by == "ink: value 0.7"
     assert same(found.positive, sides[0])
     assert same(found.negative, sides[1])
     assert (found.positive is found.negative) is (kind == "shared")
-    again = save_sides(Sides(*sides, ""), path)
+    again = save_sides(Sides(sides[0], sides[1], ""), path)
     assert again.name == "a_00002.safetensors"
     assert same(load_sides(path).positive, sides[0])
 

@@ -92,7 +92,8 @@ def test_without_locks_only_what_is_a_day_old_goes(
     new, old = tmp_path / ".i2l-new.tmp", tmp_path / ".i2l-old.tmp"
     for path in (new, old):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    before = time.time() - 2 * 24 * 3600
+    os.utime(old, (before, before))
     with replacing(tmp_path / "whole") as path:
         path.write_bytes(b"whole")
     assert left(tmp_path) == [new.name]

@@ -83,4 +83,4 @@ def test_what_is_too_small_or_out_of_range_is_refused():
         blend_tone(latents(1, size=(4, 4)), tone_of([latents(2)], [1], settings), settings)
     for wrong in ({"grid": 0}, {"grid": 33}, {"strength": float("nan")}, {"alpha": -0.1}):
         with pytest.raises(I2LError):
-            ToneSettings(**wrong)
+            ToneSettings(**wrong)  # type: ignore[arg-type]

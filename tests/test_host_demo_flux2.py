@@ -80,7 +80,7 @@ def test_keys_and_values_of_training_are_those_of_the_host(model, folder: Path):
         torch.testing.assert_close(v.transpose(1, 2), host_v, rtol=1e-4, atol=1e-5)
     plain, steered = network(x, SIGMA, context), network(x, SIGMA, context, Extras(cache=seen))
     assert (plain - steered).norm() > 1e-3 * plain.norm()
-    twice = {name: tuple(torch.cat([part, part], 1) for part in pair) for name, pair in seen.items()}
+    twice = {name: (torch.cat([k, k], 1), torch.cat([v, v], 1)) for name, (k, v) in seen.items()}
     assert (network(x, SIGMA, context, Extras(cache=twice)) - steered).norm() > 1e-4 * plain.norm()
 
 

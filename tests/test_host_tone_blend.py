@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def picture(seed: int, height: int = 64, width: int = 96) -> Reference:
     return Reference(torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed)))
 
 
-def toned(model, vae, schedule: Schedule = ALWAYS, settings: ToneSettings = SETTINGS, seed: int = 1):
+def toned(model, vae: Any, schedule: Schedule = ALWAYS, settings: ToneSettings = SETTINGS, seed: int = 1):
     from i2l.i2l_core.host.tone_blend import with_tone
 
     return with_tone(model, vae, [picture(seed)], settings, schedule)
@@ -145,7 +146,7 @@ def test_a_mask_hides_and_weights_average(host):
     hidden[:, 48:] = 0.9
     vae, model = FixedVae("flux2"), build("flux2")
     assert torch.equal(small(Reference(pixels, mask=mask)), small(Reference(hidden, mask=mask)))
-    with_tone(model, vae, [Reference(pixels, 2.0), Reference(hidden, 0.0)], SETTINGS, ALWAYS)
+    with_tone(model, cast(Any, vae), [Reference(pixels, 2.0), Reference(hidden, 0.0)], SETTINGS, ALWAYS)
     assert vae.seen == [(1, 64, 96, 3)]
 
 
@@ -167,7 +168,7 @@ def test_other_latents_are_refused_by_what_is_wrong(host):
             return torch.randn(1, 16, 3, 8, 8)
 
     with pytest.raises(I2LError, match="video, sound or 3D"):
-        with_tone(build("qwen_image"), Video(), [picture(1)], SETTINGS, ALWAYS)
+        with_tone(build("qwen_image"), cast(Any, Video()), [picture(1)], SETTINGS, ALWAYS)
     layered = Case("qwen_image_layered")
     with pytest.raises(I2LError, match="video, sound or 3D"):
         run(cfg_guider(toned(build("qwen_image_layered"), FixedVae("qwen_image")), layered), layered)

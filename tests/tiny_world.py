@@ -73,7 +73,7 @@ def predictor_config() -> QueryConfig:
     )
 
 
-def _randomise(backbone: Backbone) -> None:
+def _randomise(backbone: nn.Module) -> None:
     """Norm weights near one, pad tokens not zero, the rest as torch starts it."""
     for name, parameter in backbone.named_parameters():
         if "norm" in name:

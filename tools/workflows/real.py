@@ -135,8 +135,8 @@ def flux2_klein_structure_i2l(flow: Workflow) -> None:
     applied = _with_template(flow, prompts, inputs)
     flow.group("6  Structure and style", PURPLE, 320, 320, 480)
     sides = {"width": size["width"], "height": size["height"]}
-    latent = flow.add("EmptyFlux2LatentImage", **sides, batch_size=1)["latent"]
-    sigmas = flow.add("Flux2Scheduler", steps=STEPS, **sides)["sigmas"]
+    latent = flow.add("EmptyFlux2LatentImage", PLAIN, **sides, batch_size=1)["latent"]
+    sigmas = flow.add("Flux2Scheduler", PLAIN, steps=STEPS, **sides)["sigmas"]
     _sampled_by_guider(flow, world, lora, (applied["positive"], applied["negative"]), latent, sigmas)
 
 
