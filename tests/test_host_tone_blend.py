@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from samplings import Case, cfg_guider, run
-from tiny_models import LATENTS, build, lora_for
+from tiny_models import LATENTS, build, close, lora_for
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.references import Reference
@@ -84,13 +84,11 @@ def test_strength_0_is_the_plain_sampling_and_the_model_does_not_change(name: st
     case, model = Case(name), build(name)
     plain = run(cfg_guider(model, case), case)
     weights = {key: weight.clone() for key, weight in model.model.state_dict().items()}
-    assert torch.equal(
-        run(cfg_guider(toned(model, FixedVae(name), settings=replace(SETTINGS, strength=0.0)), case), case),
-        plain,
-    )
+    off = run(cfg_guider(toned(model, FixedVae(name), settings=replace(SETTINGS, strength=0.0)), case), case)
+    close(off, plain, 2e-5)  # HiDream-O1 keeps keys and values between runs, which changes the order of sums
     changed = run(cfg_guider(toned(model, FixedVae(name)), case), case)
     assert (changed - plain).norm() > 1e-3 * plain.norm()
-    assert torch.equal(run(cfg_guider(model, case), case), plain)
+    close(run(cfg_guider(model, case), case), plain, 2e-5)
     assert "sampler_post_cfg_function" not in model.model_options
     assert all(torch.equal(weight, weights[key]) for key, weight in model.model.state_dict().items())
 

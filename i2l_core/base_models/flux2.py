@@ -76,9 +76,9 @@ FLUX2 = Architecture(
             size=("hidden", "4*hidden"),
             attention=AttentionPart("columns", 1, 4),
         ),
-        LayerRule("x_embedder", "img_in", size=("hidden", "patch")),
+        LayerRule("x_embedder", "img_in", size=("hidden", 128)),
         LayerRule("context_embedder", "txt_in", size=("hidden", "text")),
-        LayerRule("proj_out", "final_layer.linear", size=("patch", "hidden")),
+        LayerRule("proj_out", "final_layer.linear", size=(128, "hidden")),
         # scale, shift there; shift, scale here
         LayerRule(
             "norm_out.linear", "final_layer.adaLN_modulation.1", swapped=True, size=("2*hidden", "hidden")
@@ -105,7 +105,6 @@ FLUX2 = Architecture(
     sizes={
         "hidden": ("img_in", 0),
         "text": ("txt_in", 1),
-        "patch": ("img_in", 1),
         "double": "double_blocks.{}.img_attn.qkv",
         "single": "single_blocks.{}.linear1",
         "guidance": "guidance_in.in_layer",  # dev only
@@ -132,7 +131,7 @@ MODELS = (
         title="FLUX.2 klein 4B",
         architecture=FLUX2,
         sizes={"hidden": 3072, "double": 5, "single": 20},
-        other_sizes={"text": 7680, "patch": 128},
+        other_sizes={"text": 7680},
         manager_name="Flux.2 Klein 4B-base",
         modelspec_architecture="Flux.2-klein-4b",
         implementation=_CODE,
@@ -142,7 +141,7 @@ MODELS = (
         title="FLUX.2 klein 9B",
         architecture=FLUX2,
         sizes={"hidden": 4096, "double": 8, "single": 24},
-        other_sizes={"text": 12288, "patch": 128},
+        other_sizes={"text": 12288},
         manager_name="Flux.2 Klein 9B-base",
         modelspec_architecture="Flux.2-klein-9b",
         implementation=_CODE,
@@ -152,7 +151,7 @@ MODELS = (
         title="FLUX.2 dev",
         architecture=FLUX2,
         sizes={"hidden": 6144, "double": 8, "single": 48},
-        other_sizes={"text": 15360, "patch": 128, "guidance": 1},
+        other_sizes={"text": 15360, "guidance": 1},
         manager_name="Flux.2 D",
         modelspec_architecture="Flux.2-dev",
         implementation=_CODE,
