@@ -95,5 +95,5 @@ def load(folder: Path) -> Flux2Backbone:
     tensors = load_file(folder / files.STRUCTURE)
     found = {host: tensor.float() for name, tensor in tensors.items() if (host := host_name(name))}
     network = Flux2Backbone(Flux2Config())
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(found, strict=False)  # without the output, which is not used and not kept
     return network.eval()
