@@ -70,3 +70,15 @@ def test_the_predictor_is_for_this_model(demo):
     assert predicted.lora.base_model == "i2l-tiny-flux2"
     assert fitting(predicted.lora, demo.model).lora.n_layers == 20
     assert demo.predictor.describe().startswith("i2L predictor for i2l-tiny-flux2: rank 4, 20 layers")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "takes"), [(("enc_r.", "enc_g.", "enc_b."), "colour"), (("x.", "y.", "z."), None)]
+)
+def test_three_values_of_no_known_order_are_left_to_the_program(host, tmp_path, prefixes, takes):
+    from kv_templates import value_file
+
+    from i2l.i2l_core.host.templates.native import native_template
+
+    found = native_template(value_file(tmp_path / "model.safetensors", prefixes=prefixes), "ours")
+    assert (found.takes if found else None) == takes

@@ -98,17 +98,15 @@ class ValueModel(_Native):
         return Made(positive, negative)
 
     def _in_order(self, colour: ColourInput) -> list[float]:
-        """The file's three numbers, by the first letter of the last word of their names: how SoftRGB calls them is
-        inferred, so anything else is refused."""
+        """The file's three numbers."""
         assert self.kind is not None
-        letters = [name.rpartition(".")[2].rpartition("_")[2][:1].lower() for name in self.kind.values]
-        if sorted(letters) != sorted(_COLOURS):
-            raise I2LError(
-                f"{self.title}: it takes {len(self.kind.values)} values, and which of them is red, green or blue "
-                "its tensors do not say; allow its program at Load Template"
-            )
         parts = {"r": colour.red, "g": colour.green, "b": colour.blue}
-        return [parts[letter] for letter in letters]
+        return [parts[letter] for letter in _letters(self.kind)]
+
+
+def _letters(kind: ValueTemplate) -> list[str]:
+    """The first letter of the last word of each value's name: how SoftRGB calls its three is inferred."""
+    return [name.rpartition(".")[2].rpartition("_")[2][:1].lower() for name in kind.values]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +166,7 @@ def native_template(
     path: Path, title: str, base_model: str = "flux2-klein-4b", value: Value | None = None
 ) -> _Native | None:
     """The template in a safetensors file; None when it is of no known kind, or when its weights do not say all that it
-    does: what Inpaint does with its mask stands in its program.
+    does: what Inpaint does with its mask, and which of several values is red, green or blue, stands in its program.
 
     `base_model`, `value`: what its weights do not say, of one that is not published. Raises I2LError naming the file
     when it is damaged, or nearly of a kind.
@@ -177,6 +175,8 @@ def native_template(
     if isinstance(kind, StaticTemplate):
         return StaticCache(path, title, "nothing", base_model, tokens=kind.tokens)
     if isinstance(kind, ValueTemplate):
+        if len(kind.values) > 1 and sorted(_letters(kind)) != sorted(_COLOURS):
+            return None
         takes: Takes = "value" if len(kind.values) == 1 else "colour"
         return ValueModel(path, title, takes, base_model, value, kind)
     if isinstance(kind, DitTemplate):
