@@ -12,11 +12,14 @@ from ..i2l_core.schedule import NAMED
 
 CATEGORY = "i2L"
 TEMPLATES = "i2L/templates"
+INFINITY = "i2L/Infinity"
 
 Predictor = io.Custom("I2L_PREDICTOR")  # i2l_core.predictors.base.Predictor
 Reference = io.Custom("I2L_REFERENCE")  # a list of i2l_core.references.Reference
 Template = io.Custom("I2L_TEMPLATE")  # i2l_core.host.templates.base.Template
 TemplateInputs = io.Custom("I2L_TEMPLATE_INPUTS")  # i2l_core.host.templates.base.TemplateInputs
+InfinityModel = io.Custom("I2L_INFINITY")  # i2l_core.host.infinity.model.InfinityModel
+InfinityStyle = io.Custom("I2L_SCALE_STYLE")  # i2l_core.host.infinity.style: PictureStyle or WordStyle
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 
