@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,7 +13,7 @@ from ..i2l_core.host.infinity.sample import ASPECTS, Request, Start, sample
 from ..i2l_core.host.infinity.style import PictureStyle, WordStyle
 from ..i2l_core.host.infinity.vae import infinity_vae
 from ..i2l_core.infinity.scales import SIZES
-from .sockets import INFINITY, InfinityModel, InfinityStyle
+from .sockets import INFINITY, InfinityModel, InfinityStart, InfinityStyle
 
 NO_CONTENT = (
     "the picture without the style was not drawn to its end; keep the structure and set structure_end of Infinity "
@@ -101,20 +101,10 @@ class InfinitySampler(io.ComfyNode):
                     tooltip="How much of cfg acts along the scales, as keyframes position: factor (0 = first scale, "
                     "1 = last). Once it stays 0, scales cost half. Empty: all of it.",
                 ),
-                io.Latent.Input(
+                InfinityStart.Input(
                     "start",
                     optional=True,
-                    tooltip="A picture to start from, from VAE Encode with Infinity's VAE at the size that is drawn.",
-                ),
-                io.Int.Input(
-                    "scales_kept",
-                    default=5,
-                    min=0,
-                    max=13,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How many scales of start are kept. Few: its layout. 13: all of it; with a style, the "
-                    "picture is drawn again in that style.",
+                    tooltip="A picture to start from, from Infinity Start from Picture.",
                 ),
                 io.Vae.Input(
                     "preview_vae",
@@ -147,16 +137,14 @@ class InfinitySampler(io.ComfyNode):
         cfg_curve: str = "",
         negative: Sequence[Any] | None = None,
         style: PictureStyle | WordStyle | None = None,
-        start: Mapping[str, Any] | None = None,
-        scales_kept: int = 5,
+        start: Start | None = None,
         preview_vae: Any = None,
     ) -> io.NodeOutput:
-        kept = None if start is None else Start(start, scales_kept)
         request = Request(
             positive,
             negative,
             style,
-            kept,
+            start,
             size,
             aspect,
             seed,

@@ -20,6 +20,7 @@ Template = io.Custom("I2L_TEMPLATE")  # i2l_core.host.templates.base.Template
 TemplateInputs = io.Custom("I2L_TEMPLATE_INPUTS")  # i2l_core.host.templates.base.TemplateInputs
 InfinityModel = io.Custom("I2L_INFINITY")  # i2l_core.host.infinity.model.InfinityModel
 InfinityStyle = io.Custom("I2L_SCALE_STYLE")  # i2l_core.host.infinity.style: PictureStyle or WordStyle
+InfinityStart = io.Custom("I2L_INFINITY_START")  # i2l_core.host.infinity.sample.Start
 LoraModel = io.Custom("LORA_MODEL")  # ComfyUI's own: tensors by name; ours is host.lora_model.PredictedLoRA
 
 

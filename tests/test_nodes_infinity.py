@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.infinity.bits import features
 from i2l.i2l_core.infinity.coder import CoderConfig
+from i2l.i2l_core.infinity.scales import scales_of
 
 CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
 SMALL: dict[str, Any] = {"size": "0.06M", "aspect": "3:2", "seed": 3, "cfg": 3.0, "batch_size": 1}
@@ -102,3 +104,29 @@ def test_other_vaes_are_refused(loaded):
 
     with pytest.raises(I2LError, match="use Load Infinity VAE"):
         given(InfinityStyleFromPictures, vae=object(), image=torch.rand(1, 64, 64, 3))
+
+
+def test_a_start_keeps_the_coarse_part_of_a_picture(loaded):
+    import nodes
+    from i2l.i2l_core.host.infinity.sample import ASPECTS
+    from i2l.nodes.infinity_sample import InfinitySampler
+    from i2l.nodes.infinity_start import InfinityStartFromPicture
+
+    model, vae = loaded
+    prompt = {"model": model, "positive": words("text", 7), **SMALL}
+    plain = given(InfinitySampler, **prompt)[0]["samples"]
+    picture = torch.rand(1, plain.shape[2] * 16, plain.shape[3] * 16, 3)
+    with torch.inference_mode():
+        (latent,) = nodes.VAEEncode().encode(vae, picture)
+    found = {
+        kept: given(
+            InfinitySampler,
+            start=given(InfinityStartFromPicture, latent=latent, scales_kept=kept)[0],
+            **prompt,
+        )[0]["samples"]
+        for kept in (0, 3, 7)
+    }
+    assert torch.equal(found[0], plain)
+    assert not torch.equal(found[3], plain)
+    scales = scales_of(ASPECTS[SMALL["aspect"]], SMALL["size"])
+    assert torch.equal(found[7], features(latent["samples"], scales, False).sums[-1])
