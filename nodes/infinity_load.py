@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
+from ..i2l_core.card import Card
 from ..i2l_core.errors import I2LError
 from ..i2l_core.files.fingerprint import fingerprint
+from ..i2l_core.host.infinity.cards import model_card, vae_card
 from ..i2l_core.host.infinity.folders import MODELS, TEXTS, VAES, file_names, file_path
 from ..i2l_core.host.infinity.model import load_model
 from ..i2l_core.host.infinity.text import load_text
 from ..i2l_core.host.infinity.vae import load_vae
+from .report import NodeReport
 from .sockets import INFINITY, InfinityModel
 
 NO_FILES = "put a file there first"
@@ -34,6 +39,7 @@ class LoadInfinity(io.ComfyNode):
                 "sac",
                 "i2l",
             ],
+            has_intermediate_output=True,
             inputs=[
                 _file_input(
                     "model_name",
@@ -62,7 +68,8 @@ class LoadInfinity(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weights: str = DEFAULT) -> io.NodeOutput:
-        return io.NodeOutput(load_model(file_path(MODELS, model_name), weights == FLOAT8))
+        model = load_model(file_path(MODELS, model_name), weights == FLOAT8)
+        return _reported(model, model_card(model))
 
 
 class LoadInfinityTextEncoder(io.ComfyNode):
@@ -108,6 +115,7 @@ class LoadInfinityVAE(io.ComfyNode):
             category=INFINITY,
             description="Loads the VAE of Infinity, for VAE Decode, VAE Encode and Infinity Style.",
             search_aliases=["infinity", "vae", "bsq", "tokenizer", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 _file_input(
                     "vae_name",
@@ -129,7 +137,13 @@ class LoadInfinityVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(file_path(VAES, vae_name)))
+        path = file_path(VAES, vae_name)
+        vae = load_vae(path)
+        return _reported(vae, vae_card(vae, path.name))
+
+
+def _reported(loaded: Any, card: Card) -> io.NodeOutput:
+    return io.NodeOutput(loaded, ui=NodeReport("\n".join(card["lines"]), card))
 
 
 def _file_input(name: str, folder: str, tooltip: str) -> io.Combo.Input:

@@ -8,11 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..i2l_core.host.infinity.cards import drawn_card
+from ..i2l_core.host.infinity.latent import latent_of
 from ..i2l_core.host.infinity.model import InfinityModel as LoadedModel
 from ..i2l_core.host.infinity.sample import ASPECTS, Request, Start, sample
 from ..i2l_core.host.infinity.style import PictureStyle, WordStyle
 from ..i2l_core.host.infinity.vae import infinity_vae
 from ..i2l_core.infinity.scales import SIZES
+from .report import NodeReport
 from .sockets import INFINITY, InfinityModel, InfinityStart, InfinityStyle
 
 NO_CONTENT = (
@@ -31,6 +34,7 @@ class InfinitySampler(io.ComfyNode):
             description="Draws a picture with Infinity, scale by scale, and in a style if one is connected. The same "
             "seed gives the same picture.",
             search_aliases=["infinity", "sampler", "ksampler", "autoregressive", "style transfer", "i2l"],
+            has_intermediate_output=True,
             inputs=[
                 InfinityModel.Input("model", tooltip="The model, from Load Infinity."),
                 io.Conditioning.Input(
@@ -155,8 +159,7 @@ class InfinitySampler(io.ComfyNode):
             batch_size,
         )
         found = sample(model, request, None if preview_vae is None else infinity_vae(preview_vae))
-        picture = {"samples": found.picture}
-        if style is None:
-            return io.NodeOutput(picture, picture)
-        content = ExecutionBlocker(NO_CONTENT) if found.content is None else {"samples": found.content}
-        return io.NodeOutput(picture, content)
+        card = drawn_card(model, found.picture, style)
+        content = found.picture if style is None else found.content
+        other = ExecutionBlocker(NO_CONTENT) if content is None else latent_of(content)
+        return io.NodeOutput(latent_of(found.picture), other, ui=NodeReport("\n".join(card["lines"]), card))

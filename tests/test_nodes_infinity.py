@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import infinity_models as models
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import save_file
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.infinity.bits import features
 from i2l.i2l_core.infinity.coder import CoderConfig
+from i2l.i2l_core.infinity.files import coder_weights
 from i2l.i2l_core.infinity.scales import scales_of
 
 CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
@@ -100,10 +103,90 @@ def test_defaults_of_the_style_are_those_of_the_core(loaded):
 
 
 def test_other_vaes_are_refused(loaded):
+    from i2l.i2l_core.host.infinity.vae import InfinityVAE
+    from i2l.nodes.infinity_sample import InfinitySampler
     from i2l.nodes.infinity_style import InfinityStyleFromPictures
 
+    model, _ = loaded
+    picture = torch.rand(1, 64, 64, 3)
     with pytest.raises(I2LError, match="use Load Infinity VAE"):
-        given(InfinityStyleFromPictures, vae=object(), image=torch.rand(1, 64, 64, 3))
+        given(InfinityStyleFromPictures, vae=object(), image=picture)
+    config = replace(CODER, bits=16)
+    other = InfinityVAE(config, coder_weights(models.coder_weights(config)))
+    style = given(InfinityStyleFromPictures, vae=other, image=picture)[0]
+    prompt = {"model": model, "positive": words("text", 7), **SMALL}
+    for wrong in ({"style": style}, {"preview_vae": other}):
+        with pytest.raises(I2LError, match=r"writes 16 bits, the model reads 8; load infinity_vae_d32reg"):
+            given(InfinitySampler, **prompt, **wrong)
+
+
+def states(length: int, width: int = models.TEXT, **options: Any) -> list:
+    return [[torch.randn(1, length, width), options]]
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "problem"),
+    [
+        (lambda: [], "expected a prompt, got empty CONDITIONING; use CLIP Text Encode"),
+        (lambda: states(7, 48), "a prompt of width 128.*flan-t5-xl gives 2048, T5-XXL 4096"),
+        (lambda: states(33), "a prompt of 1 to 32 tokens, got 33; shorten it"),
+        (lambda: states(7, area=(1, 1, 0, 0)), "a prompt has area, which Infinity has no use for"),
+        (lambda: states(7, mask=torch.ones(1, 8, 8)), "a prompt has mask, which Infinity has no use for"),
+        (lambda: states(7) + states(7), "one a prompt for scale 1 of 7, got 2; give each a timestep range"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(loaded, conditioning: Any, problem: str):
+    from i2l.nodes.infinity_sample import InfinitySampler
+    from i2l.nodes.infinity_style import InfinityStyleFromWords
+
+    prompt = {"model": loaded[0], "positive": states(7), **SMALL}
+    with pytest.raises(I2LError, match=problem):
+        given(InfinitySampler, **{**prompt, "positive": conditioning()})
+    for place, entry in (
+        ("a negative prompt", {"negative": conditioning()}),
+        (
+            "a prompt of the style|a prompt",
+            {"style": given(InfinityStyleFromWords, conditioning=conditioning())[0]},
+        ),
+    ):
+        with pytest.raises(I2LError, match=problem.replace("a prompt", f"({place})")):
+            given(InfinitySampler, **prompt, **entry)
+
+
+def test_a_style_after_a_scale_that_is_not_drawn_is_refused(loaded):
+    from i2l.nodes.infinity_sample import InfinitySampler
+    from i2l.nodes.infinity_style import InfinityStyleFromPictures, InfinityStyleFromWords
+
+    model, vae = loaded
+    for style in (
+        given(InfinityStyleFromPictures, vae=vae, image=torch.rand(1, 64, 64, 3), scale=8),
+        given(InfinityStyleFromWords, conditioning=words("text", 7), scale=8),
+    ):
+        with pytest.raises(I2LError, match="a style scale from 1 to 7, got 8; choose an earlier scale"):
+            given(InfinitySampler, model=model, positive=words("text", 7), style=style[0], **SMALL)
+
+
+def test_other_latents_are_no_start(loaded):
+    from i2l.i2l_core.host.infinity.sample import ASPECTS
+    from i2l.nodes.infinity_sample import InfinitySampler
+    from i2l.nodes.infinity_start import InfinityStartFromPicture
+
+    size = scales_of(ASPECTS[SMALL["aspect"]], SMALL["size"]).last
+    right = torch.randn(1, 8, *size)
+    for latent, problem in (
+        ({"samples": torch.randn(1, 4, *size)}, "a LATENT of 8 channels to start from.*use VAE Encode"),
+        ({"samples": torch.randn(1, 8, 1, *size)}, "a LATENT of 8 channels to start from.*use VAE Encode"),
+        ({"samples": torch.zeros(1, 8, *size)}, "this LATENT is empty"),
+        ({"samples": torch.randn(1, 8, 16, 16)}, "encode the picture at the size that is drawn"),
+        ({"samples": right.expand(2, -1, -1, -1)}, "a start of 1 or 1 pictures, got 2"),
+        ({"samples": right, "noise_mask": torch.ones(1, 8, 8)}, "use VAE Encode without a mask"),
+    ):
+        start = given(InfinityStartFromPicture, latent=latent)[0]
+        with pytest.raises(I2LError, match=problem):
+            given(InfinitySampler, model=loaded[0], positive=words("text", 7), start=start, **SMALL)
+    start = given(InfinityStartFromPicture, latent={"samples": right}, scales_kept=8)[0]
+    with pytest.raises(I2LError, match="0 to 7 scales to keep, got 8; keep fewer"):
+        given(InfinitySampler, model=loaded[0], positive=words("text", 7), start=start, **SMALL)
 
 
 def test_a_start_keeps_the_coarse_part_of_a_picture(loaded):
@@ -130,3 +213,46 @@ def test_a_start_keeps_the_coarse_part_of_a_picture(loaded):
     assert not torch.equal(found[3], plain)
     scales = scales_of(ASPECTS[SMALL["aspect"]], SMALL["size"])
     assert torch.equal(found[7], features(latent["samples"], scales, False).sums[-1])
+
+
+@pytest.mark.parametrize("drawn", ["a picture", "zeros", "as many channels"])
+def test_samplers_of_diffusion_models_refuse_its_pictures(loaded, drawn: str):
+    from comfy.samplers import CFGGuider, sampler_object
+    from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
+
+    import nodes
+    from i2l.i2l_core.host.infinity.latent import latent_of
+    from i2l.nodes.infinity_sample import InfinitySampler
+
+    latent = given(InfinitySampler, model=loaded[0], positive=words("text", 7), **SMALL)[0]
+    if drawn != "a picture":
+        latent = latent_of(torch.zeros(1, 8, 8, 8) if drawn == "zeros" else torch.randn(1, 16, 8, 8))
+    other, text = tiny_models.build("lumina2"), tiny_models.conditioning("lumina2", 0)
+    for one in (latent, latent.copy()):
+        with pytest.raises(I2LError, match="which a diffusion model cannot sample; use VAE Decode"):
+            nodes.KSampler().sample(other, 0, 1, 3.0, "euler", "simple", text, text, one)
+        with pytest.raises(I2LError, match="which a diffusion model cannot sample; use VAE Decode"):
+            given(
+                SamplerCustomAdvanced,
+                noise=RandomNoise.execute(0)[0],
+                guider=CFGGuider(other),
+                sampler=sampler_object("euler"),
+                sigmas=torch.tensor([1.0, 0.0]),
+                latent_image=one,
+            )
+
+
+def test_its_pictures_go_through_the_nodes_of_latents(loaded):
+    import nodes
+    from i2l.nodes.infinity_sample import InfinitySampler
+
+    model, vae = loaded
+    latent = given(InfinitySampler, model=model, positive=words("text", 7), **{**SMALL, "batch_size": 2})[0]
+    with torch.inference_mode():
+        (picture,) = nodes.VAEDecode().decode(vae, latent)
+        (tiled,) = nodes.VAEDecodeTiled().decode(vae, latent, 512, 64)
+        (one,) = nodes.LatentFromBatch().frombatch(latent, 1, 1)
+        (second,) = nodes.VAEDecode().decode(vae, one)
+    assert picture.shape == tiled.shape
+    torch.testing.assert_close(second[0], picture[1])
+    assert not torch.allclose(second[0], picture[0])

@@ -58,13 +58,18 @@ def kept_bits(
     latent: Mapping[str, Any], config: InfinityConfig, scales: Scales, count: int
 ) -> tuple[Tensor, ...]:
     """The bits of a picture at its first `count` scales, (B, n, token bits) each, from the LATENT that VAE Encode gives
-    with Infinity's VAE. Raises I2LError for a LATENT of another model or size, and a count that is out of range."""
+    with Infinity's VAE. Raises I2LError for a LATENT that is empty, of another model or size, or has a mask, and for a
+    count that is out of range."""
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or samples.ndim != 4 or samples.shape[1] != config.bits:
         found = tuple(samples.shape) if isinstance(samples, Tensor) else "none"
         raise I2LError(
             f"expected a LATENT of {config.bits} channels to start from, got {found}; use VAE Encode with "
             "Infinity's VAE"
+        )
+    if not samples.any():
+        raise I2LError(
+            "this LATENT is empty, so there is nothing to keep; use VAE Encode with Infinity's VAE"
         )
     if latent.get("noise_mask") is not None:
         raise I2LError("this LATENT has a mask, which Infinity has no use for; use VAE Encode without a mask")
