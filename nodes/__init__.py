@@ -9,6 +9,10 @@ from .demo import LoadI2LDemo
 from .folder import ImagesFromFolder
 from .fuse import FuseLoRAs
 from .guide import AsymmetricCFG, AsymmetricGuider
+from .infinity_load import LoadInfinity, LoadInfinityTextEncoder, LoadInfinityVAE
+from .infinity_sample import InfinitySampler
+from .infinity_start import InfinityStartFromPicture
+from .infinity_style import InfinityStyleFromPictures, InfinityStyleFromWords
 from .load import LoadI2LPredictor
 from .load_file import LoadLoRAFile
 from .predict import ImagesToLoRA
@@ -58,6 +62,13 @@ NODES = (
     TemplateToLoRA,
     SaveTemplateCache,
     LoadI2LTemplateDemo,
+    LoadInfinity,
+    LoadInfinityTextEncoder,
+    LoadInfinityVAE,
+    InfinityStyleFromPictures,
+    InfinityStyleFromWords,
+    InfinityStartFromPicture,
+    InfinitySampler,
 )
 
 

@@ -44,15 +44,15 @@ class LoadInfinity(io.ComfyNode):
                 _file_input(
                     "model_name",
                     MODELS,
-                    "An Infinity transformer in models/diffusion_models, such as infinity_2b_reg.pth. Of one in "
-                    "several files, the first: the others are read too. Press R to refresh the list.",
+                    "An Infinity model in models/diffusion_models, such as infinity_2b_reg.pth. Of a model in "
+                    "several files, choose the first: the others are read too. Press R to refresh the list.",
                 ),
                 io.Combo.Input(
                     "weights",
                     options=[DEFAULT, FLOAT8],
                     default=DEFAULT,
                     advanced=True,
-                    tooltip="fp8: the large weights in 8 bits, which takes half of the memory and changes pictures.",
+                    tooltip="fp8: the large weights in 8 bits. They take half of the memory, and pictures change.",
                 ),
             ],
             outputs=[InfinityModel.Output("model", tooltip="The model, for Infinity Sampler.")],
@@ -124,7 +124,7 @@ class LoadInfinityVAE(io.ComfyNode):
                     "infinity_vae_d56_f8_14_patchify.pth for the 8B. Press R to refresh the list.",
                 )
             ],
-            outputs=[io.Vae.Output("vae", tooltip="The VAE, of this model alone.")],
+            outputs=[io.Vae.Output("vae", tooltip="The VAE. It works with Infinity alone.")],
         )
 
     @classmethod

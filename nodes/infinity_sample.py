@@ -45,7 +45,7 @@ class InfinitySampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What to avoid. Not connected: what the model learned for no prompt.",
+                    tooltip="What to avoid. Not connected: the model's own empty prompt.",
                 ),
                 InfinityStyle.Input(
                     "style",
@@ -75,7 +75,8 @@ class InfinitySampler(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="How closely the prompt is followed. 3 to 4 is usual. 1: half of the time.",
+                    tooltip="How closely the prompt is followed. 3 to 4 is usual. At 1 there is no negative side, and "
+                    "drawing takes half of the time.",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many pictures."),
                 io.Float.Input(
@@ -85,7 +86,8 @@ class InfinitySampler(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="How freely is drawn. 0: as the model was released, 0.5 for the 2B and 1 for the 8B.",
+                    tooltip="How much is left to chance. Low: clean and alike. High: varied and rough. 0: as the model "
+                    "was released, 0.5 for the 2B and 1 for the 8B.",
                 ),
                 io.Float.Input(
                     "top_p",
@@ -94,7 +96,8 @@ class InfinitySampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="A bit whose less likely value has at most the rest as its chance is not drawn at random.",
+                    tooltip="Leaves out unlikely details: what has a smaller chance than 1 minus this is not drawn. 1: "
+                    "nothing is left out.",
                 ),
                 io.String.Input(
                     "cfg_curve",
@@ -102,8 +105,9 @@ class InfinitySampler(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     placeholder="0: 1, 0.9: 1, 1: 0",
-                    tooltip="How much of cfg acts along the scales, as keyframes position: factor (0 = first scale, "
-                    "1 = last). Once it stays 0, scales cost half. Empty: all of it.",
+                    tooltip="How cfg changes along the scales, as keyframes position: factor (0 = first scale, 1 = "
+                    "last). Factor 1: all of cfg, 0: none, and the scales from there on take half of the time. Empty: "
+                    "all of cfg everywhere.",
                 ),
                 InfinityStart.Input(
                     "start",
@@ -113,7 +117,7 @@ class InfinitySampler(io.ComfyNode):
                 io.Vae.Input(
                     "preview_vae",
                     optional=True,
-                    tooltip="Infinity's VAE, to see the picture while it is drawn.",
+                    tooltip="Infinity's VAE, to see the picture after each scale while it is drawn.",
                 ),
             ],
             outputs=[

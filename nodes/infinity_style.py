@@ -22,8 +22,9 @@ class InfinityStyleFromPictures(io.ComfyNode):
             node_id="InfinityStyle",
             display_name="Infinity Style",
             category=INFINITY,
-            description="Takes the style of reference pictures for Infinity, without training: Principal Feature "
-            "Blending, and Structural Attention Correction that keeps the structure of the picture.",
+            description="Takes the style of reference pictures for Infinity, without training: their palette, tone and "
+            "broad light. The picture keeps the structure that it has without the style. Principal Feature Blending "
+            "and Structural Attention Correction of arXiv 2507.04482.",
             search_aliases=[
                 "infinity",
                 "style transfer",
@@ -38,8 +39,8 @@ class InfinityStyleFromPictures(io.ComfyNode):
                 io.MultiType.Input(
                     "image",
                     types=[io.Image, Reference],
-                    tooltip="A picture, or several, whose styles are averaged. Style Reference adds a weight and a "
-                    "mask.",
+                    tooltip="The picture whose style to take. Several are averaged. Style Reference gives one a weight "
+                    "and a mask.",
                 ),
                 *_knobs(),
                 io.Combo.Input(
@@ -67,8 +68,8 @@ class InfinityStyleFromWords(io.ComfyNode):
             node_id="InfinityStyleFromWords",
             display_name="Infinity Style from Words",
             category=INFINITY,
-            description="Takes a style for Infinity from words: pictures of one batch, or of several runs, get the "
-            "style that the words alone would give.",
+            description="Takes a style for Infinity from words instead of pictures: the palette, tone and broad light "
+            "that these words alone give with the same seed.",
             search_aliases=["infinity", "style words", "consistent style", "style prompt", "pfb", "i2l"],
             inputs=[
                 io.Conditioning.Input(
@@ -94,13 +95,13 @@ def _knobs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="How few of the style's components are taken, for mode blend. 0: all of them, so the layout of "
-            "the reference too. 1: as in the paper. Large: its main component alone.",
+            tooltip="How much of the style is taken, for mode blend. 0: all of it, so the layout of the reference too. "
+            "1: mostly its main colours, as in the paper. Large: those alone.",
         ),
         io.Boolean.Input(
             "keep_structure",
             default=True,
-            tooltip="The styled picture keeps the structure of the one that is drawn without the style.",
+            tooltip="The picture keeps the shapes and the layout that the same seed gives without the style.",
         ),
         io.Float.Input(
             "structure_end",
@@ -108,8 +109,8 @@ def _knobs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="When the structure is set free, as a share of the scales. Lower is faster: the picture without "
-            "the style is not drawn any further.",
+            tooltip="Up to where the structure is kept, as a share of the scales. 1: to the end. Lower: details are "
+            "freer, and drawing is faster.",
         ),
         io.Int.Input(
             "scale",
@@ -117,15 +118,15 @@ def _knobs() -> list[io.Input]:
             min=1,
             max=13,
             advanced=True,
-            tooltip="The scale after which the style is blended in. The paper uses the third.",
+            tooltip="The scale after which the style is blended in, from coarse to fine. The paper uses the third.",
         ),
         io.Combo.Input(
             "mode",
             options=list(MODES),
             default=BLEND,
             advanced=True,
-            tooltip="blend: components by weight. replace: the style's whole coarse picture. top k: its first k "
-            "components.",
+            tooltip="blend: all components of the style, the main ones most. top k: its first k components. replace: "
+            "its whole coarse picture.",
         ),
         io.Int.Input(
             "k", default=1, min=1, max=64, advanced=True, tooltip="How many components, for mode top k."
@@ -135,7 +136,8 @@ def _knobs() -> list[io.Input]:
             options=["shared", "independent"],
             default="shared",
             advanced=True,
-            tooltip="shared: both pictures draw with the same random numbers. independent: each with its own.",
+            tooltip="shared: the pictures with and without the style are drawn with the same random numbers, so that "
+            "they are alike. independent: each with its own.",
         ),
     ]
 

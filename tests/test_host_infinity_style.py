@@ -99,9 +99,10 @@ def test_all_bits_that_are_kept_give_the_picture_back(model, vae):
     ("latent", "count", "message"),
     [
         ({"samples": torch.zeros(1, 4, *SCALES.last)}, 3, "of 8 channels to start from, got"),
-        ({"samples": torch.zeros(1, 8, 5, 5)}, 3, "encode the picture at the size that is drawn"),
-        ({"samples": torch.zeros(1, 8, *SCALES.last), "noise_mask": torch.ones(1)}, 3, "has a mask"),
-        ({"samples": torch.zeros(1, 8, *SCALES.last)}, 8, "expected 0 to 7 scales to keep, got 8"),
+        ({"samples": torch.zeros(1, 8, *SCALES.last)}, 3, "this LATENT is empty"),
+        ({"samples": torch.ones(1, 8, 5, 5)}, 3, "encode the picture at the size that is drawn"),
+        ({"samples": torch.ones(1, 8, *SCALES.last), "noise_mask": torch.ones(1)}, 3, "has a mask"),
+        ({"samples": torch.ones(1, 8, *SCALES.last)}, 8, "expected 0 to 7 scales to keep, got 8"),
     ],
 )
 def test_latents_that_do_not_fit_are_refused(host, latent, count, message):

@@ -132,7 +132,7 @@ def states(length: int, width: int = models.TEXT, **options: Any) -> list:
         (lambda: states(33), "a prompt of 1 to 32 tokens, got 33; shorten it"),
         (lambda: states(7, area=(1, 1, 0, 0)), "a prompt has area, which Infinity has no use for"),
         (lambda: states(7, mask=torch.ones(1, 8, 8)), "a prompt has mask, which Infinity has no use for"),
-        (lambda: states(7) + states(7), "one a prompt for scale 1 of 7, got 2; give each a timestep range"),
+        (lambda: states(7) + states(7), "a prompt for scale 1 of 7, got 2; give each a timestep range"),
     ],
 )
 def test_prompts_that_do_not_fit_are_refused(loaded, conditioning: Any, problem: str):
@@ -256,3 +256,61 @@ def test_its_pictures_go_through_the_nodes_of_latents(loaded):
     assert picture.shape == tiled.shape
     torch.testing.assert_close(second[0], picture[1])
     assert not torch.allclose(second[0], picture[0])
+
+
+@pytest.mark.parametrize(
+    ("bits", "name", "warned"),
+    [
+        (32, "infinity_vae_d32.pth", True),
+        (32, "infinity_vae_d32reg.pth", False),
+        (32, "infinity_vae_d32_reg.pth", False),
+        (32, "mine.safetensors", False),
+        (8, "infinity_vae_d32.pth", False),
+    ],
+)
+def test_a_vae_that_its_name_betrays_is_warned_about(host, bits: int, name: str, warned: bool):
+    from i2l.i2l_core.host.infinity.cards import vae_card
+    from i2l.i2l_core.host.infinity.vae import InfinityVAE
+
+    config = replace(CODER, bits=bits)
+    card = vae_card(InfinityVAE(config, coder_weights(models.coder_weights(config))), name)
+    assert [one["id"] for one in card["warnings"]] == ["infinity_vae"] * warned
+
+
+@pytest.mark.parametrize(
+    ("sizes", "places", "warned"),
+    [
+        ((2048, 32), (48, 48), True),
+        ((2048, 32), (64, 64), False),
+        ((2048, 32), (45, 90), False),
+        ((64, 4), (48, 48), False),
+    ],
+)
+def test_pictures_that_are_too_small_for_the_2b_are_warned_about(loaded, sizes, places, warned: bool):
+    from i2l.i2l_core.host.infinity.cards import drawn_card
+
+    width, depth = sizes
+    model = replace(loaded[0], config=replace(loaded[0].config, width=width, depth=depth, token_bits=32))
+    card = drawn_card(model, torch.zeros(2, 32, *places), None)
+    assert card["lines"] == [f"2 x {places[1] * 16} x {places[0] * 16} pixels"]
+    assert [one["id"] for one in card["warnings"]] == ["infinity_small"] * warned
+
+
+def test_cards_say_what_was_loaded_and_drawn(folders: Path):
+    from i2l.nodes.infinity_load import LoadInfinity, LoadInfinityVAE
+    from i2l.nodes.infinity_sample import InfinitySampler
+    from i2l.nodes.infinity_style import InfinityStyleFromPictures
+
+    model = given(LoadInfinity, model_name="model.safetensors")
+    vae = given(LoadInfinityVAE, vae_name="vae.safetensors")
+    style = given(InfinityStyleFromPictures, vae=vae[0], image=torch.rand(2, 64, 64, 3), strength=0.5)
+    drawn = given(InfinitySampler, model=model[0], positive=words("text", 7), style=style[0], **SMALL)
+    assert model.ui.card["lines"] == [
+        "Infinity: 4 blocks of width 64, 8 bits a place",
+        "0.0 GiB of weights, computed in float32",
+    ]
+    assert vae.ui.card["lines"] == ["8 bits a place, 16 x 16 pixels"]
+    assert drawn.ui.card["lines"] == [
+        "336 x 224 pixels",
+        "style of 2 pictures after scale 3, strength 0.5, structure kept",
+    ]

@@ -39,7 +39,7 @@ def test_what_several_choices_bring_has_one_tooltip(schemas):
 
 def test_every_node_input_and_output_is_explained(schemas):
     for schema in schemas.values():
-        assert schema.category in ("i2L", "i2L/templates")
+        assert schema.category in ("i2L", "i2L/templates", "i2L/Infinity")
         assert schema.search_aliases
         for entry in (schema, *inputs_of(schema).values(), *schema.outputs):
             text = entry.description if entry is schema else entry.tooltip

@@ -1,7 +1,7 @@
 """`python -m tools.help_pictures`: the pictures of the help pages, web/docs/NODE/picture.jpg, over what is there.
 
 Where a workflow shows the node at work, its card in the template browser, smaller; else sheets of real runs of
-start_here with other inputs.
+start_here with other inputs. For Infinity, whose models do not ship with the pack, what to connect.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .api_graph import PREDICT, Prompt, nodes_of, pictures_of, with_text, withou
 from .comfy_client import ComfyClient, ComfyError
 from .comfy_server import ComfyServer
 from .host import ROOT
+from .infinity_graphs import pictures as infinity_graphs
 from .template_pictures import FOLDER, GROUND, INK, QUALITY, prompt_of
 
 DOCS = ROOT / "web" / "docs"
@@ -142,6 +143,8 @@ def main() -> None:
     for node, workflow in CARDS.items():
         card = Image.open(FOLDER / f"{workflow}.jpg")
         save(card.resize((CARD_SIDE, CARD_SIDE), Image.Resampling.LANCZOS), node)
+    for node, picture in infinity_graphs().items():
+        save(picture, node)
     with tempfile.TemporaryDirectory(prefix="i2l-help-") as base, ComfyServer(Path(base)) as server:
         studio = Studio(server.client())
         save(studio.strengths(), "ApplyPredictedLoRA")

@@ -51,7 +51,7 @@ def _only(name: str, entries: Sequence[tuple[Tensor, float, float]], index: int,
     found = [states for states, start, end in entries if start <= share < end]
     if len(found) != 1:
         raise I2LError(
-            f"expected one {name} for scale {index + 1} of {count}, got {len(found)}; give each a timestep range of "
-            f"its own that covers {share:.3f}"
+            f"expected {name} for scale {index + 1} of {count}, got {len(found)}; give each a timestep range of its "
+            f"own, one of which covers {share:.3f}"
         )
     return found[0]
