@@ -21,6 +21,9 @@ NODES = (
     "LoRAPreview",
     "SavePredictedLoRA",
     "LoadI2LDemo",
+    "LoadInfinity",
+    "InfinityStyle",
+    "InfinitySampler",
 )
 
 
