@@ -8,9 +8,8 @@ from comfy_api.latest import io
 
 from ..i2l_core.card import Card
 from ..i2l_core.errors import I2LError
-from ..i2l_core.files.fingerprint import fingerprint
 from ..i2l_core.host.infinity.cards import model_card, vae_card
-from ..i2l_core.host.infinity.folders import MODELS, TEXTS, VAES, file_names, file_path
+from ..i2l_core.host.infinity.folders import MODELS, TEXTS, VAES, file_names, file_path, files_fingerprint
 from ..i2l_core.host.infinity.model import load_model
 from ..i2l_core.host.infinity.text import load_text
 from ..i2l_core.host.infinity.vae import load_vae
@@ -64,7 +63,7 @@ class LoadInfinity(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, weights: str = DEFAULT) -> str:
-        return fingerprint(file_path(MODELS, model_name))
+        return files_fingerprint(MODELS, model_name)
 
     @classmethod
     def execute(cls, model_name: str, weights: str = DEFAULT) -> io.NodeOutput:
@@ -99,7 +98,7 @@ class LoadInfinityTextEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder_name: str) -> str:
-        return fingerprint(file_path(TEXTS, text_encoder_name))
+        return files_fingerprint(TEXTS, text_encoder_name)
 
     @classmethod
     def execute(cls, text_encoder_name: str) -> io.NodeOutput:
@@ -133,7 +132,7 @@ class LoadInfinityVAE(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae_name: str) -> str:
-        return fingerprint(file_path(VAES, vae_name))
+        return files_fingerprint(VAES, vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:

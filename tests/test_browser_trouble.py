@@ -139,26 +139,34 @@ def test_a_workflow_of_an_older_version_opens_and_runs(front_end: FrontEnd, comf
     assert front_end.run()["type"] == "execution_success"
 
 
-def test_a_missing_predictor_file_is_said_on_the_node_until_it_is_there(
-    front_end: FrontEnd, comfy_server: ComfyServer
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [
+        ("LoadI2LPredictor", "i2l"),
+        ("LoadInfinity", "diffusion_models"),
+        ("LoadInfinityTextEncoder", "text_encoders"),
+        ("LoadInfinityVAE", "vae"),
+    ],
+)
+def test_a_missing_file_is_said_on_the_node_until_it_is_there(
+    front_end: FrontEnd, comfy_server: ComfyServer, kind: str, folder: str
 ):
-    folder = comfy_server.base / "models" / "i2l"
-    folder.mkdir(parents=True, exist_ok=True)
-    predictor = folder / "browser_test.safetensors"
-    front_end.start_over("LoadI2LPredictor")
+    file = comfy_server.base / "models" / folder / "browser_test.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    front_end.start_over(kind)
     workflow = front_end.ask("() => app.graph.serialize()")
-    node_of(workflow, "LoadI2LPredictor")["widgets_values"] = [predictor.name]
+    node_of(workflow, kind)["widgets_values"] = [file.name]
     front_end.load(workflow)
-    sentence = f"{predictor.name} is not in models/i2l: put it there and press R, or choose another one here."
-    assert front_end.card("LoadI2LPredictor") == sentence
-    front_end.show("LoadI2LPredictor")
-    front_end.screenshot("missing_predictor")
+    sentence = f"{file.name} is not in models/{folder}: put it there and press R, or choose another one here."
+    assert front_end.card(kind) == sentence
+    front_end.show(kind)
+    front_end.screenshot(f"missing_file_{kind}")
     try:
-        predictor.write_bytes(b"")
+        file.write_bytes(b"")
         front_end.ask("() => app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")  # R
         front_end.wait("() => !app.graph.nodes[0].widgets.some(({ name }) => name === 'i2l_card')")
     finally:
-        predictor.unlink()
+        file.unlink()
 
 
 def test_a_file_that_another_system_writes_with_other_slashes_is_found(

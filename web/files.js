@@ -10,6 +10,9 @@ const FOLDERS = {
   LoadI2LPredictor: "models/i2l",
   LoadLoRAFile: "models/loras",
   ImagesFromFolder: "input",
+  LoadInfinity: "models/diffusion_models",
+  LoadInfinityTextEncoder: "models/text_encoders",
+  LoadInfinityVAE: "models/vae",
 };
 
 /** Before a graph is built: Windows writes style\\ink where others write style/ink; name files as they are listed here. */

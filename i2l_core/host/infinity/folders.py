@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ...errors import I2LError
+from ...files.fingerprint import fingerprint
 from ...infinity.files import shard_names
 from ..folders import with_slashes
 from .read import SUFFIXES
@@ -30,6 +31,13 @@ def file_path(folder: str, name: str) -> Path:
             "list, or put it there"
         )
     return Path(path)
+
+
+def files_fingerprint(folder: str, name: str) -> str:
+    """Changes when the file of a name does, or another file of the same model. Raises I2LError as `file_path`."""
+    path = file_path(folder, name)
+    parts = (path.with_name(part) for part in shard_names(path.name))
+    return " ".join(fingerprint(part) if part.is_file() else "missing" for part in parts)
 
 
 def _is_first(name: str) -> bool:
