@@ -146,7 +146,9 @@ def _reported(loaded: Any, card: Card) -> io.NodeOutput:
 
 
 def _file_input(name: str, folder: str, tooltip: str) -> io.Combo.Input:
-    return io.Combo.Input(name, options=file_names(folder) or [NO_FILES], tooltip=tooltip)
+    return io.Combo.Input(
+        name, display_name="file", options=file_names(folder) or [NO_FILES], tooltip=tooltip
+    )
 
 
 def _validated(folder: str, name: str) -> bool | str:
