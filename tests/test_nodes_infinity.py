@@ -314,3 +314,44 @@ def test_cards_say_what_was_loaded_and_drawn(folders: Path):
         "336 x 224 pixels",
         "style of 2 pictures after scale 3, strength 0.5, structure kept",
     ]
+
+
+def test_a_preview_is_shown_after_each_scale_but_the_last(loaded, monkeypatch):
+    import comfy.utils
+
+    from i2l.nodes.infinity_sample import InfinitySampler
+
+    model, vae = loaded
+    shown = []
+    monkeypatch.setattr(
+        comfy.utils,
+        "PROGRESS_BAR_HOOK",
+        lambda done, total, preview, **_: shown.append((done / total, preview)),
+    )
+    given(InfinitySampler, model=model, positive=words("text", 7), preview_vae=vae, **SMALL)
+    pictures = [preview[1] for _, preview in shown if preview is not None]
+    assert len(pictures) == 6
+    assert len({picture.tobytes() for picture in pictures}) == 6
+    assert shown[-1][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("knobs", "line"),
+    [
+        ({}, "style of words after scale 3, strength 1, structure kept"),
+        (
+            {"structure_end": 0.6, "scale": 2},
+            "style of words after scale 2, strength 1, structure kept up to 0.6",
+        ),
+        ({"structure_end": 0.0}, "style of words after scale 3, strength 1, structure free"),
+        (
+            {"keep_structure": False, "strength": -2.0},
+            "style of words after scale 3, strength -2, structure free",
+        ),
+    ],
+)
+def test_the_card_says_how_the_structure_is_kept(host, knobs: dict[str, Any], line: str):
+    from i2l.i2l_core.host.infinity.cards import style_line
+    from i2l.nodes.infinity_style import InfinityStyleFromWords
+
+    assert style_line(given(InfinityStyleFromWords, conditioning=words("text", 7), **knobs)[0]) == line

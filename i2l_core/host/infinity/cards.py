@@ -58,5 +58,8 @@ def style_line(style: PictureStyle | WordStyle) -> str:
     else:
         count = len(style.references)
         source = f"{count} pictures" if count > 1 else "1 picture"
-    structure = "structure kept" if settings.keep_structure and settings.structure_end else "structure free"
+    end = settings.structure_end if settings.keep_structure else 0.0
+    structure = (
+        "structure free" if not end else "structure kept" if end == 1 else f"structure kept up to {end:g}"
+    )
     return f"style of {source} after scale {settings.blend.step}, strength {settings.blend.strength:g}, {structure}"
