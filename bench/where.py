@@ -2,23 +2,42 @@
 
     python -m bench.where --json [--styles 32]
 
-For every preset of LoRA Blocks: style distance and prompt accuracy as bench.style measures them, and the distance
-for each style factor, so that "late blocks" or "attention" is a figure and not folklore.
+For every preset of LoRA Blocks, every choice of its projections, and single projections: style distance and prompt
+accuracy as bench.style measures them, and the distance for each style factor, so that "late blocks" or "attention" is a
+figure and not folklore.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 import torch
 
 from i2l_core.demo.sampler import Sampling
 from i2l_core.errors import I2LError
 from i2l_core.lora import LoRA, LowRank, Target
-from i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, BlockWeights, apply_block_weights
+from i2l_core.mixing.block_weights import (
+    ALL,
+    EVERYWHERE,
+    PRESETS,
+    PROJECTIONS,
+    BlockWeights,
+    apply_block_weights,
+)
 
 from ._world import Bench, LoRAs, predict
+
+_NO_ATTENTION = BlockWeights(mlp=0.0, other=0.0, q=0.0, k=0.0, v=0.0, out=0.0)
+_CASES = {
+    **PRESETS,
+    **{name: BlockWeights(**where) for name, where in PROJECTIONS.items() if name != ALL},
+    "q and k alone": replace(_NO_ATTENTION, q=1.0, k=1.0),
+    "v alone": replace(_NO_ATTENTION, v=1.0),
+    "attention out alone": replace(_NO_ATTENTION, out=1.0),
+    "v and attention out alone": replace(_NO_ATTENTION, v=1.0, out=1.0),
+}
 
 
 def main() -> None:
@@ -34,7 +53,7 @@ def main() -> None:
         loras = predict(bench.references)
         sampling = Sampling(options.steps, 3.0)
         cases = {"nowhere": bench.paint("nowhere", sampling, None, None)}
-        for name, where in PRESETS.items():
+        for name, where in _CASES.items():
             part = limit(loras, where)
             cases[name] = bench.paint(name, sampling, part, part) if part else cases["nowhere"]
         none, whole = cases["nowhere"], cases[EVERYWHERE]

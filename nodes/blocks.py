@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.lora_model import PredictedLoRA, lora_of
-from ..i2l_core.mixing.block_weights import EVERYWHERE, PRESETS, BlockWeights, apply_block_weights
+from ..i2l_core.mixing.block_weights import (
+    ALL,
+    EVERYWHERE,
+    PRESETS,
+    PROJECTIONS,
+    BlockWeights,
+    apply_block_weights,
+)
 from ..i2l_core.schedule import Curve
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, strength_input
@@ -67,6 +76,15 @@ class LoRABlocks(io.ComfyNode):
                     "0.5: 0.3, 1: 0 (0 = first block, 1 = last), linear in between. Empty: the "
                     "same in all blocks.",
                 ),
+                io.Combo.Input(
+                    "projections",
+                    options=[*PROJECTIONS],
+                    default=ALL,
+                    optional=True,
+                    tooltip="The parts of attention that the LoRA changes, with every preset. q and k decide "
+                    "where the model looks: without them more of its own composition stays, and less of the "
+                    "style comes. v and out are what it takes from there.",
+                ),
             ],
             outputs=[LoraModel.Output("lora", tooltip="The LoRA with these block weights.")],
         )
@@ -82,6 +100,7 @@ class LoRABlocks(io.ComfyNode):
         image: float,
         text: float,
         depth: str,
+        projections: str = ALL,
     ) -> io.NodeOutput:
         where = (
             BlockWeights(attention, mlp, other, image, text, Curve.parse(depth))
@@ -89,6 +108,8 @@ class LoRABlocks(io.ComfyNode):
             else PRESETS[preset]
         )
         value = lora_of(lora)
-        changed = apply_block_weights(value, where)
+        changed = apply_block_weights(value, replace(where, **PROJECTIONS[projections]))
         shown = f"acts in {changed.n_layers} of {value.n_layers} layers"
+        if projections != ALL:
+            shown += f", {projections}"
         return io.NodeOutput(PredictedLoRA(changed), ui=NodeReport(shown))

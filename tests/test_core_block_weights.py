@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from i2l.i2l_core.base_models import find_model
 from i2l.i2l_core.base_models.places import position_of
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.mixing.block_weights import PRESETS, BlockWeights, apply_block_weights
+from i2l.i2l_core.mixing.block_weights import PRESETS, PROJECTIONS, BlockWeights, apply_block_weights
 from i2l.i2l_core.schedule import Curve
 
 BLOCKS = 6  # of each run that are enough to tell depths apart
@@ -112,6 +114,100 @@ def test_what_adds_up_is_the_whole(lora: LoRA):
         torch.testing.assert_close(sum(delta(part, target) for part in parts), layer.delta())
 
 
+def q_and_k_rows(model_id: str, target: Target, d_out: int) -> torch.Tensor:
+    """(d_out,) true for rows of q and k, by the names of the reference implementation."""
+    model = find_model(model_id)
+    assert model is not None
+    found = torch.zeros(d_out, dtype=torch.bool)
+    for rule in model.architecture.rules:
+        if not re.fullmatch(re.escape(rule.weight).replace(r"\{\}", r"\d+"), target.weight):
+            continue
+        at, of = rule.part or (0, 1)
+        start, size = at * d_out // of, d_out // of
+        if re.search(r"(to|self_attn\.|add)_?[qk](_proj)?$", rule.name):
+            found[start : start + size] = True
+        elif re.search(r"\.qkv$", rule.name):
+            found[: 2 * d_out // 3] = True
+        elif rule.name.endswith("to_qkv_mlp_proj"):
+            found[: 2 * d_out // 9] = True
+    return found
+
+
+def test_without_q_and_k_their_rows_are_zero_and_all_others_the_same(lora: LoRA):
+    changed = apply_block_weights(lora, replace(BlockWeights(), **PROJECTIONS["without q and k"]))
+    without, rows = 0, 0
+    for target, layer in lora.layers.items():
+        gone = q_and_k_rows(lora.base_model, target, layer.d_out)
+        without, rows = without + int(gone.sum()), rows + layer.d_out
+        if gone.all():
+            assert target not in changed.layers
+            continue
+        after = changed.layers[target].delta()
+        assert torch.equal(after[gone], torch.zeros_like(after[gone]))
+        assert torch.equal(after[~gone], layer.delta()[~gone])
+        assert changed.layers[target].down is layer.down
+        if not gone.any():
+            assert changed.layers[target] is layer
+    assert 0.05 * rows < without < rows / 2
+
+
+def test_projections_add_up_to_the_whole(lora: LoRA):
+    """With the MLP and the rest in the first; also in layers that hold several projections, and the MLP."""
+    attention = BlockWeights(mlp=0.0, other=0.0, q=0.0, k=0.0, v=0.0, out=0.0)
+    parts = [
+        apply_block_weights(lora, each)
+        for each in (
+            BlockWeights(attention=0.0),
+            *(replace(attention, **{name: 1.0}) for name in ("q", "k", "v", "out")),
+        )
+    ]
+    for target, layer in lora.layers.items():
+        torch.testing.assert_close(sum(delta(part, target) for part in parts), layer.delta())
+
+
+def test_projections_multiply_with_attention_stream_and_depth(lora: LoRA):
+    where = BlockWeights(0.5, 0.25, 2.0, 3.0, 4.0, Curve(((0.0, 1.0), (1.0, 2.0))))
+    plain = apply_block_weights(lora, where)
+    changed = apply_block_weights(lora, replace(where, q=2.0, k=2.0))
+    for target, layer in plain.layers.items():
+        scale = 1 + q_and_k_rows(lora.base_model, target, layer.d_out).double()
+        torch.testing.assert_close(delta(changed, target), layer.delta() * scale[:, None])
+
+
+def test_projections_of_part_of_the_rows():
+    """LoRAs from files have q, k and v apart."""
+    size = 12
+    for at, kept in ((0, False), (size, False), (2 * size, True)):
+        target = Target("layers.0.attention.qkv", (at, size))
+        layer = LowRank(torch.randn(2, size), torch.randn(size, 2))
+        other = Target("layers.0.feed_forward.w1")
+        lora = LoRA({target: layer, other: layer})
+        changed = apply_block_weights(lora, BlockWeights(q=0.0, k=0.0))
+        assert (target in changed.layers) == kept
+        assert changed.layers[other] is layer
+    target = Target("layers.0.attention.qkv", (size, 2 * size))
+    layer = LowRank(torch.randn(2, size), torch.randn(2 * size, 2))
+    after = apply_block_weights(LoRA({target: layer}), BlockWeights(q=0.0, k=0.0)).layers[target].delta()
+    assert torch.equal(after[:size], torch.zeros(size, size))
+    assert torch.equal(after[size:], layer.delta()[size:])
+
+
+@pytest.mark.parametrize(
+    ("target", "d_out"),
+    [
+        (Target("layers.0.attention.qkv"), 5 * 12 // 3),  # Lumina 2 has fewer rows of k and v
+        (Target("layers.0.attention.qkv", (12, 4)), 4),
+        (Target("layers.0.attention.qkv", (6, 12)), 12),
+        (Target("blocks.0.attention.w1q"), 12),
+    ],
+)
+def test_projections_that_are_not_known_are_refused(target: Target, d_out: int):
+    lora = LoRA({target: LowRank(torch.randn(2, 12), torch.randn(d_out, 2))})
+    with pytest.raises(I2LError, match="the rows of q, k and v in this attention layer are not known"):
+        apply_block_weights(lora, BlockWeights(q=0.0, k=0.0))
+    assert apply_block_weights(lora, BlockWeights(0.5, q=0.5, k=0.5, v=0.5, out=0.5)).n_layers == 1
+
+
 def test_rows_of_fused_weights_are_taken_too():
     rows = Target("layers.3.attention.qkv", (0, 12))
     lora = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(12, 2))}, "z-image")
@@ -130,7 +226,7 @@ def test_a_lora_of_which_nothing_is_left_is_refused(lora: LoRA):
         BlockWeights(attention=float("nan"))
     rows = Target("single_blocks.0.linear1", (0, 12))
     part = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(12, 2))})
-    with pytest.raises(I2LError, match="in an unknown way; set attention and mlp to the same value"):
+    with pytest.raises(I2LError, match="in an unknown way; set attention and mlp"):
         apply_block_weights(part, BlockWeights(attention=0.5))
     assert apply_block_weights(part, BlockWeights(attention=0.5, mlp=0.5)).n_layers == 1
 

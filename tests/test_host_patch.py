@@ -10,6 +10,7 @@ from tiny_models import CONFIGS, LATENTS, build, close, conditioning, lora_for, 
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.lora import LoRA, LowRank, Target, to_whole_weights
+from i2l.i2l_core.mixing.block_weights import BlockWeights, apply_block_weights
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -95,6 +96,36 @@ def test_merged_equals_dense_patching(patcher, strength):
         for key, weight in before.items():
             by_hand[key].copy_(weight)
     assert (styled - plain).abs().max() > 1e-3  # the LoRA does something
+
+
+QK = re.compile(r"(attention\.qkv|attn\.qkv|img_attn\.qkv|txt_attn\.qkv|linear1|[qk]_proj|to_[qk])\.weight$")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_without_q_and_k_the_loaded_model_keeps_their_rows(patcher, whole: bool):
+    """Merged: rows of q and k are the model's own, bit for bit; all others are those under the whole LoRA."""
+    from i2l.i2l_core.host.patch import apply_merged
+
+    lora = lora_for(patcher)
+    shapes = {key.removesuffix(".weight"): weight.shape for key, weight in parameters(patcher).items()}
+    if whole:
+        lora = to_whole_weights(lora, {name: shape[0] for name, shape in shapes.items()})
+    part = apply_block_weights(lora, BlockWeights(q=0.0, k=0.0))
+    before = parameters(patcher)
+    with loaded(apply_merged(patcher, lora, 1.0)) as patched:
+        styled = parameters(patched)
+    with loaded(apply_merged(patcher, part, 1.0)) as patched:
+        now = parameters(patched)
+    seen = 0
+    for key, weight in now.items():
+        kept = torch.zeros(len(weight), dtype=torch.bool)
+        if QK.search(key):
+            fused = {"qkv": 3, "linear1": 9}.get(key.split(".")[-2], 0)
+            kept[: 2 * len(weight) // fused if fused else len(weight)] = True
+            seen += 1
+        assert torch.equal(weight[kept], before[key][kept]), key
+        assert torch.equal(weight[~kept], styled[key][~kept]), key
+    assert seen >= 3
 
 
 def test_the_model_that_came_in_stays_bit_identical(patcher):

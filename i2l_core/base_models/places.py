@@ -15,6 +15,7 @@ from .table import AttentionPart
 ATTENTION, MLP, BOTH, MODULATION, OTHER = "attention", "MLP", "attention + MLP", "modulation", "other"
 KINDS = (ATTENTION, MLP, BOTH, MODULATION, OTHER)
 IMAGE, TEXT = "image", "text"
+Q, K, V, OUT = "q", "k", "v", "attention out"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,28 @@ def _attention_parts() -> tuple[tuple[re.Pattern[str], AttentionPart], ...]:
 def attention_part_of(weight: str) -> AttentionPart | None:
     """The part of a layer that belongs to attention, where attention and MLP share the layer; else None."""
     return next((part for pattern, part in _attention_parts() if pattern.search(weight)), None)
+
+
+_FUSED = re.compile(r"(^|[._])qkv(_proj)?$")
+_SINGLE = re.compile(r"(?:^|[._])([qkv])(?:_proj)?$")
+_OUT = re.compile(r"(^|[._])(to_out(\.0)?|to_add_out|add_out_proj|o|o_proj|out_proj|out|proj)$")
+
+
+def projections_of(weight: str) -> tuple[str, ...]:
+    """The projections Q, K, V and OUT in a layer of attention; empty if its name does not tell.
+
+    Several lie one after the other in its rows (d_out), each with d_in rows. In a layer that joins attention and MLP
+    they are the attention part of `attention_part_of`.
+    """
+    part = attention_part_of(weight)
+    if part is not None:
+        return (Q, K, V) if part.along == "rows" else (OUT,)
+    if _kind(weight) != ATTENTION:
+        return ()
+    if _FUSED.search(weight):
+        return Q, K, V
+    single = _SINGLE.search(weight)
+    return (single.group(1),) if single else (OUT,) if _OUT.search(weight) else ()
 
 
 # In order: the first that is found in the name decides.

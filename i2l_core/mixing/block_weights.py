@@ -1,6 +1,8 @@
-"""LoRA block weights: a strength per kind of layer, per stream, and by depth.
+"""LoRA block weights: a strength per kind of layer, per projection of attention, per stream, and by depth.
 
-    dW_l' = s_kind(l) * s_stream(l) * c(depth of l) * dW_l
+    dW_l' = s_kind(l) * s_projection(l) * s_stream(l) * c(depth of l) * dW_l
+
+Where the host fuses q, k and v into one layer, s_projection is a vector over its rows (d_out): rows of B are scaled.
 
 Depth is 0 at the first block and 1 at the last, in the order of the forward pass. Input, output and time layers are
 outside of blocks and are scaled by their kind only.
@@ -8,7 +10,7 @@ outside of blocks and are scaled by their kind only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -19,10 +21,15 @@ from ..base_models.places import (
     BOTH,
     IMAGE,
     MLP,
+    OUT,
     TEXT,
+    K,
     LayerPosition,
+    Q,
+    V,
     attention_part_of,
     position_of,
+    projections_of,
 )
 from ..checks import check_strength
 from ..errors import I2LError
@@ -32,10 +39,10 @@ from ..schedule import Curve
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Strengths by kind of layer, by stream and by depth. Raises I2LError unless all are finite.
+    """Strengths by kind of layer, by projection, by stream and by depth. Raises I2LError unless all are finite.
 
     `other`: modulation, input, output and time layers. `image` and `text` do not change layers that both streams
-    share.
+    share. `q`, `k`, `v` and `out`, the layer after attention, are multiplied with `attention`.
     """
 
     attention: float = 1.0
@@ -44,10 +51,25 @@ class BlockWeights:
     image: float = 1.0
     text: float = 1.0
     depth: Curve | None = None
+    q: float = 1.0
+    k: float = 1.0
+    v: float = 1.0
+    out: float = 1.0
 
     def __post_init__(self) -> None:
-        for value in (self.attention, self.mlp, self.other, self.image, self.text):
+        for value in (
+            self.attention,
+            self.mlp,
+            self.other,
+            self.image,
+            self.text,
+            *self.projections.values(),
+        ):
             check_strength(value)
+
+    @property
+    def projections(self) -> Mapping[str, float]:
+        return {Q: self.q, K: self.k, V: self.v, OUT: self.out}
 
 
 EVERYWHERE = "everywhere"
@@ -68,12 +90,22 @@ PRESETS: Mapping[str, BlockWeights] = MappingProxyType(
         "without text stream": BlockWeights(text=0.0),
     }
 )
+ALL = "all"
+PROJECTIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        ALL: {},
+        "without q and k": {"q": 0.0, "k": 0.0},
+        "without v and out": {"v": 0.0, "out": 0.0},
+    }
+)
+"""Choice -> fields of BlockWeights, for `dataclasses.replace`."""
 
 
 def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
     """Scale each layer by its block weight; layers with strength 0 are removed.
 
-    Exact, in the dtype of the factors. Raises I2LError if no layer is left.
+    Exact, in the dtype of the factors. Raises I2LError if no layer is left, or if strengths differ within a layer
+    whose parts are not known.
     """
     depths = _depths(lora)
     layers: dict[Target, LowRank] = {}
@@ -110,20 +142,47 @@ def _scaled(
     common = {IMAGE: where.image, TEXT: where.text}.get(place.stream, 1.0)
     if depth is not None and where.depth is not None:
         common *= where.depth(depth)
-    if place.kind == BOTH and where.attention != where.mlp:
-        return _both(target, layer, where.attention * common, where.mlp * common)
-    strength = common * {ATTENTION: where.attention, BOTH: where.attention, MLP: where.mlp}.get(
-        place.kind, where.other
-    )
+    if place.kind not in (ATTENTION, BOTH):
+        return _times(layer, common * (where.mlp if place.kind == MLP else where.other))
+    strengths = set(where.projections.values())
+    if len(strengths) == 1:  # no need to know the projections
+        attention = common * where.attention * strengths.pop()
+        if place.kind == ATTENTION or attention == common * where.mlp:
+            return _times(layer, attention)
+    if common * where.attention == 0 and place.kind == ATTENTION:
+        return None
+    parts = [common * where.attention * where.projections[name] for name in projections_of(target.weight)]
+    if place.kind == BOTH:
+        return _both(target, layer, parts, where.mlp * common)
+    return _attention(target, layer, parts)
+
+
+def _times(layer: LowRank, strength: float) -> LowRank | None:
     if strength == 0:
         return None
     return layer if strength == 1 else layer.scaled(strength)
 
 
-def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRank | None:
-    """A layer whose first rows or columns belong to attention and the rest to the MLP."""
-    if attention == mlp == 0:
-        return None
+def _attention(target: Target, layer: LowRank, parts: Sequence[float]) -> LowRank | None:
+    """A layer of attention with one projection, or with several below each other."""
+    if len(set(parts)) == 1:
+        return _times(layer, parts[0])
+    start, rows = target.rows or (0, layer.d_out)
+    unit = layer.d_in
+    whole = target.rows is not None or rows == len(parts) * unit
+    # other networks have fewer rows for k and v: refuse what is not whole projections
+    if not parts or not whole or start % unit or rows % unit or start + rows > len(parts) * unit:
+        raise I2LError(
+            f"{target}: the rows of q, k and v in this attention layer are not known for {rows} x {unit}; "
+            "use the same strength for all projections"
+        )
+    return _rows(layer, [parts[i] for i in range(start // unit, (start + rows) // unit)])
+
+
+def _both(target: Target, layer: LowRank, parts: Sequence[float], mlp: float) -> LowRank | None:
+    """A layer whose first rows or columns belong to attention, with `parts` strengths, and the rest to the MLP."""
+    if set(parts) == {mlp}:
+        return _times(layer, mlp)
     shared = attention_part_of(target.weight)
     rows = shared is not None and shared.along == "rows"
     whole, other = (layer.d_out, layer.d_in) if rows else (layer.d_in, layer.d_out)
@@ -131,14 +190,19 @@ def _both(target: Target, layer: LowRank, attention: float, mlp: float) -> LowRa
     if shared is None or target.rows is not None or whole != shared.parts * other:
         raise I2LError(
             f"{target}: this layer joins attention and MLP in an unknown way; set attention and mlp to the same value"
+            " and use all projections"
         )
-    size = shared.part * other
-    if rows:
-        return LowRank(layer.down, layer.up * _steps(layer.up, whole, size, attention, mlp)[:, None])
-    return LowRank(layer.down * _steps(layer.down, whole, size, attention, mlp), layer.up)
+    steps = [*parts, *[mlp] * (shared.parts - shared.part)]
+    return _rows(layer, steps) if rows else LowRank(layer.down * _steps(layer.down, whole, steps), layer.up)
 
 
-def _steps(like: torch.Tensor, size: int, first: int, before: float, after: float) -> torch.Tensor:
-    scale = torch.full((size,), after, dtype=like.dtype, device=like.device)
-    scale[:first] = before
-    return scale
+def _rows(layer: LowRank, strengths: Sequence[float]) -> LowRank | None:
+    """Equal runs of rows, each with its strength."""
+    if not any(strengths):
+        return None
+    return LowRank(layer.down, layer.up * _steps(layer.up, layer.d_out, strengths)[:, None])
+
+
+def _steps(like: torch.Tensor, size: int, strengths: Sequence[float]) -> torch.Tensor:
+    scale = torch.tensor(strengths, dtype=like.dtype, device=like.device)
+    return scale.repeat_interleave(size // len(strengths))
