@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,9 @@ from i2l_core.predictors.query.file import load_predictor
 from i2l_core.predictors.query.network import QueryNetwork
 
 LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), one LoRA per style
+After = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # styles (S',), denoised (S' * P, C, H, W), noise level () -> denoised
 
 _SEED = 3
 _BLOCK = 16  # styles sampled together on a CPU
@@ -93,11 +97,12 @@ class Bench:
         negative: LoRAs | None,
         start: Tensor | None = None,
         words: tuple[Tensor, Tensor] | None = None,
+        after: After | None = None,
     ) -> Case:
         """Pictures with a LoRA per style on each side of CFG, judged. The noise is the same for every case.
 
         `start`: latents (S, C, h, w) to begin with, as far as `sampling.denoise` says. `words`: other conditionings
-        than the prompts and the empty one, (S * P, T, D) each.
+        than the prompts and the empty one, (S * P, T, D) each. `after`: changes the denoised latents of each step.
         """
         noise = torch.randn(len(self.words), 16, 16, 16, generator=torch.Generator().manual_seed(_SEED))
         noise = noise.to(self.device)
@@ -112,7 +117,8 @@ class Bench:
             chosen = torch.arange(first, first + block, device=self.device) % self.styles
             x, a, b = (t.unflatten(0, (self.styles, -1))[chosen].flatten(0, 1) for t in (noise, yes, no))
             sides = (_rows(lora, chosen) for lora in (positive, negative))
-            latents = sample(self.network, x, a, b, sampling, *sides)
+            change = None if after is None else functools.partial(after, chosen)
+            latents = sample(self.network, x, a, b, sampling, *sides, after=change)
             out.append(self.decoder(latents).clamp(0, 1))
         case = self.judge(torch.cat(out)[: len(noise)])
         if self._talk:

@@ -32,7 +32,7 @@ from ._world import Bench, LoRAs, predict
 _NO_ATTENTION = BlockWeights(mlp=0.0, other=0.0, q=0.0, k=0.0, v=0.0, out=0.0)
 _CASES = {
     **PRESETS,
-    **{name: BlockWeights(**where) for name, where in PROJECTIONS.items() if name != ALL},
+    **{name: replace(BlockWeights(), **where) for name, where in PROJECTIONS.items() if name != ALL},
     "q and k alone": replace(_NO_ATTENTION, q=1.0, k=1.0),
     "v alone": replace(_NO_ATTENTION, v=1.0),
     "attention out alone": replace(_NO_ATTENTION, out=1.0),

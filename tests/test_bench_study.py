@@ -32,6 +32,13 @@ def study(monkeypatch: pytest.MonkeyPatch):
     return module
 
 
+@pytest.fixture
+def world(study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, object]:
+    module = study("_world")
+    monkeypatch.chdir(tmp_path)
+    return module, module.Bench(STYLES, False, 1, 2)
+
+
 def one_hot(classes: Tensor, count: int) -> Tensor:
     return 9.0 * torch.nn.functional.one_hot(classes, count).float()
 
@@ -127,12 +134,6 @@ def test_a_masked_token_is_nothing_to_the_adapter(study) -> None:
 
 
 class TestBench:
-    @pytest.fixture
-    def world(self, study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, object]:
-        module = study("_world")
-        monkeypatch.chdir(tmp_path)
-        return module, module.Bench(STYLES, False, 1, 2)
-
     def test_blocks_do_not_change_a_picture(self, study, world, monkeypatch: pytest.MonkeyPatch) -> None:
         module, bench = world
         sampling = study("_world").Sampling(1)
@@ -157,6 +158,73 @@ class TestBench:
         assert wide["interval_95"] == [0.0, 1.0]  # three styles: each drawn three times out of 27
         assert narrow["interval_95"] == [0.0, 0.5]
         assert wide["mean"] == pytest.approx(0.5)
+
+
+class TestTone:
+    """The rivals of Style Tone Blend by their definitions, and when they act."""
+
+    @pytest.fixture
+    def latents(self) -> tuple[Tensor, Tensor]:
+        g = torch.Generator().manual_seed(5)
+        mix = torch.randn(2, 3, 3, generator=g)
+        there = (mix @ torch.randn(2, 3, 64, generator=g)).view(2, 3, 8, 8) + 2
+        return torch.randn(2, 3, 6, 6, generator=g), there
+
+    def test_rivals_take_the_moments_of_the_reference(self, study, latents) -> None:
+        tone, (here, there) = study("study.tone"), latents
+        made, wanted = tone.adain(here, there).flatten(2), there.flatten(2)
+        torch.testing.assert_close(made.mean(-1), wanted.mean(-1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.std(-1), wanted.std(-1), rtol=1e-3, atol=1e-3)
+        made = tone.whitened(here, there).flatten(2)
+        for row in range(2):
+            torch.testing.assert_close(made[row].cov(), wanted[row].cov(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(made.mean(-1), wanted.mean(-1), rtol=1e-4, atol=1e-4)
+        for change in (tone.adain, tone.whitened):
+            torch.testing.assert_close(change(here, here), here, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(change(here, there)[:1], change(here[:1], there[:1]))
+
+    def test_a_way_acts_in_its_window_on_its_own_styles(self, study, latents) -> None:
+        tone, (here, there) = study("study.tone"), latents
+        for way in (tone.Way("AdaIN", 0.5), tone.Way("tone", 0.5, tone.ToneSettings(1.0, 2, 0.0))):
+            after = tone.after(way, there, 1)
+            chosen = torch.tensor([1, 0])
+            assert after(chosen, here, torch.tensor(0.74)) is here  # 0.75 is half of the way at shift 3
+            made = after(chosen, here, torch.tensor(0.75))
+            assert (made - here).abs().max() > 0.1
+            torch.testing.assert_close(made[:1], after(torch.tensor([1]), here[:1], torch.tensor(1.0)))
+
+    def test_what_comes_after_guidance_is_what_is_sampled(self, study) -> None:
+        world = study("_world")
+        g = torch.Generator().manual_seed(6)
+        network, _ = world.files.load_backbone()
+        noise, wanted = torch.randn(2, 16, 16, 16, generator=g), torch.randn(2, 16, 16, 16, generator=g)
+        words = torch.randn(2, 16, network.config.cap_feat_dim, generator=g)
+        arguments = network, noise, words, words.flip(0), world.Sampling(2, 3.0), None, None
+        plain, seen = world.sample(*arguments), []
+
+        def same(x0: Tensor, sigma: Tensor) -> Tensor:
+            seen.append(float(sigma))
+            return x0
+
+        torch.testing.assert_close(world.sample(*arguments, same), plain, rtol=1e-4, atol=1e-4)
+        assert seen == world.Sampling(2).sigmas()[:-1].tolist()
+        torch.testing.assert_close(world.sample(*arguments, lambda *_: wanted), wanted, rtol=1e-5, atol=1e-5)
+
+    def test_the_part_measures_and_tabulates(self, study, world, monkeypatch, tmp_path: Path) -> None:
+        tone = study("study.tone")
+        for name, few in (("_GRIDS", (4,)), ("_ALPHAS", (1.0,)), ("_ENDS", (1.0,)), ("_LORAS", (0.0, 1.0))):
+            monkeypatch.setattr(tone, name, few)
+        found = tone.run(world[1], 1)["lora"]
+        assert list(found) == ["0", "1"]
+        for cases in found.values():
+            assert len(cases) == 1 + 4 + 2 * 2
+            assert cases["nothing more"]["style_distance_change"]["mean"] == 0
+            distances = [case["style_distance"] for case in cases.values()]
+            assert len(set(distances)) > 4
+        about = {"styles": STYLES, "steps": 1, "prompts": 2, "machine": "", "seconds": 1}
+        study("study.results").write(tmp_path, "tone", {"lora": found, **about})
+        text = study("study.tables").write(tmp_path).read_text("utf-8")
+        assert "| 1 | tone, grid 4, alpha 1, strength 1, 0-1 | " in text
 
 
 def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(study, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`python -m bench.study [PART ...] [--styles N] [--steps N]`: the study, part by part, as JSON in docs/study.
 
-Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates; without one, all. Each is
-written when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs
+Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates, tone; without one, all. Each
+is written when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an adapter, pairs
 of equal content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what has been
 measured, `sheet` twelve styles.
 """
@@ -32,6 +32,7 @@ from . import (
     sheet,
     tables,
     templates,
+    tone,
     trained,
 )
 
@@ -60,6 +61,7 @@ PARTS = {
     "learned": Part(learned.run, 500, 8, samples=False),
     "composition": Part(composition.run, 16, 4, samples=False),
     "templates": Part(templates.run, 64, 4, samples=False),
+    "tone": Part(tone.run, 96, 1),
 }
 DRAWN = ("plots", "sheet")
 

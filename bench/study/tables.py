@@ -195,6 +195,31 @@ def _composition(data: dict[str, Any]) -> str:
     return "\n".join([kept(data["img2img"], "img2img, denoise"), inpaint, *control])
 
 
+def _tone(data: dict[str, Any]) -> str:
+    return _ways(data["lora"], "LoRA at")
+
+
+def _ways(groups: dict[str, Any], title: str) -> str:
+    """Style distance and prompts all right of each way, with their changes, and the distance in each factor."""
+    factors = list(next(iter(next(iter(groups.values())).values()))["by_factor"])
+    return _table(
+        (title, "", "style distance", "change", "all right", "change, points", *factors),
+        (
+            (
+                group,
+                name,
+                f"{case['style_distance']:.3f} {_interval(case['style_distance_interval_95'], 1, 3)}",
+                _change(case["style_distance_change"], 1, 3),
+                f"{100 * case['all_right']:.1f} % {_interval(case['all_right_interval_95'], 100, 1)}",
+                _change(case["all_right_change"], 100, 1),
+                *(f"{case['by_factor'][factor]:.2f}" for factor in factors),
+            )
+            for group, cases in groups.items()
+            for name, case in cases.items()
+        ),
+    )
+
+
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fidelity": _fidelity,
     "trained": _trained,
@@ -204,6 +229,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "curves": _curves,
     "learned": _learned,
     "composition": _composition,
+    "tone": _tone,
 }
 
 

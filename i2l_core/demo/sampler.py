@@ -6,7 +6,7 @@ For training sheets and measurements over hundreds of styles: each row of a batc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,10 +45,12 @@ def sample(
     sampling: Sampling,
     lora: Mapping[str, LayerPair] | None = None,
     negative_lora: Mapping[str, LayerPair] | None = None,
+    after: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Noise (B, C, H, W) -> latents. `lora` acts on the positive branch, `negative_lora` on the negative one.
 
-    For symmetric guidance (what a merged LoRA does) pass the same for both.
+    For symmetric guidance (what a merged LoRA does) pass the same for both. `after`: (denoised latents (B, C, H, W)
+    after guidance, noise level ()) -> what is taken in their place, as the host's post-CFG functions do.
     """
     x, sigmas = noise, sampling.sigmas().to(noise.device)
     for now, then in itertools.pairwise(sigmas):
@@ -57,5 +59,7 @@ def sample(
         if sampling.cfg != 1:
             v_negative = backbone(x, level, negative, negative_lora)
             v = v_negative + sampling.cfg * (v - v_negative)
+        if after is not None:
+            v = (x - after(x - now * v, now)) / now
         x = x + (then - now) * v
     return x
