@@ -29,6 +29,9 @@ LoRAs = Mapping[str, LayerPair]  # weight -> (down (S, k, in), up (S, out, k)), 
 After = Callable[
     [Tensor, Tensor, Tensor], Tensor
 ]  # styles (S',), denoised (S' * P, C, H, W), noise level () -> denoised
+Draw = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # styles, noise, words, words of the negative side -> latents
 
 _SEED = 3
 _BLOCK = 16  # styles sampled together on a CPU
@@ -104,11 +107,27 @@ class Bench:
         `start`: latents (S, C, h, w) to begin with, as far as `sampling.denoise` says. `words`: other conditionings
         than the prompts and the empty one, (S * P, T, D) each. `after`: changes the denoised latents of each step.
         """
-        noise = torch.randn(len(self.words), 16, 16, 16, generator=torch.Generator().manual_seed(_SEED))
-        noise = noise.to(self.device)
+        noise = self._noise()
         if start is not None:
             sigma = sampling.sigmas()[0]
             noise = sigma * noise + (1 - sigma) * start.repeat_interleave(self.n_prompts, 0)
+
+        def draw(chosen: Tensor, x: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+            sides = (rows_of(lora, chosen) for lora in (positive, negative))
+            change = None if after is None else functools.partial(after, chosen)
+            return sample(self.network, x, yes, no, sampling, *sides, after=change)
+
+        return self.drawn(name, draw, noise, words)
+
+    def drawn(
+        self,
+        name: str,
+        draw: Draw,
+        noise: Tensor | None = None,
+        words: tuple[Tensor, Tensor] | None = None,
+    ) -> Case:
+        """Pictures whose latents `draw` makes, judged. Without `noise` (S * P, C, h, w) it is that of `paint`."""
+        noise = self._noise() if noise is None else noise
         yes, no = words or (self.words, self.no_words.expand_as(self.words))
         block = min(_BLOCK, self.styles) if self.device.type == "cpu" else self.styles
         out = []
@@ -116,10 +135,7 @@ class Bench:
             # the last block is filled up from the front: blocks of equal size are compiled once
             chosen = torch.arange(first, first + block, device=self.device) % self.styles
             x, a, b = (t.unflatten(0, (self.styles, -1))[chosen].flatten(0, 1) for t in (noise, yes, no))
-            sides = (_rows(lora, chosen) for lora in (positive, negative))
-            change = None if after is None else functools.partial(after, chosen)
-            latents = sample(self.network, x, a, b, sampling, *sides, after=change)
-            out.append(self.decoder(latents).clamp(0, 1))
+            out.append(self.decoder(draw(chosen, x, a, b)).clamp(0, 1))
         case = self.judge(torch.cat(out)[: len(noise)])
         if self._talk:
             sys.stderr.write(f"{name}: {case.figures()}  {time.time() - self.started:.0f} s\n")
@@ -169,6 +185,10 @@ class Bench:
             "machine": f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}",
             "seconds": round(time.time() - self.started, 1),
         }
+
+    def _noise(self) -> Tensor:
+        noise = torch.randn(len(self.words), 16, 16, 16, generator=torch.Generator().manual_seed(_SEED))
+        return noise.to(self.device)
 
     def _read(self, pictures: Tensor) -> Verdict:
         parts = [self.verdict(part) for part in pictures.split(_JUDGED)]
@@ -221,7 +241,8 @@ def as_image(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().numpy())
 
 
-def _rows(loras: LoRAs | None, chosen: Tensor) -> dict[str, LayerPair] | None:
+def rows_of(loras: LoRAs | None, chosen: Tensor) -> dict[str, LayerPair] | None:
+    """The LoRAs of these styles."""
     if loras is None:
         return None
     return {k: (down[chosen], up[chosen]) for k, (down, up) in loras.items()}

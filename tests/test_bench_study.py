@@ -210,6 +210,7 @@ class TestTone:
         assert seen == world.Sampling(2).sigmas()[:-1].tolist()
         torch.testing.assert_close(world.sample(*arguments, lambda *_: wanted), wanted, rtol=1e-5, atol=1e-5)
 
+    @torch.no_grad()
     def test_the_part_measures_and_tabulates(self, study, world, monkeypatch, tmp_path: Path) -> None:
         tone = study("study.tone")
         for name, few in (("_GRIDS", (4,)), ("_ALPHAS", (1.0,)), ("_ENDS", (1.0,)), ("_LORAS", (0.0, 1.0))):
@@ -225,6 +226,134 @@ class TestTone:
         study("study.results").write(tmp_path, "tone", {"lora": found, **about})
         text = study("study.tables").write(tmp_path).read_text("utf-8")
         assert "| 1 | tone, grid 4, alpha 1, strength 1, 0-1 | " in text
+
+
+class TestStructure:
+    """Keep Structure as the study measures it: exact where it does nothing, and by hand where it does."""
+
+    @pytest.fixture
+    def network(self, study, tmp_path: Path):
+        files = importlib.import_module("i2l_core.demo.files")
+        return files.load_backbone(random_demo_weights(tmp_path))[0].eval()
+
+    @pytest.fixture
+    def inputs(self, network) -> dict:
+        g = torch.Generator().manual_seed(7)
+        shapes = {key.removesuffix(".weight"): w.shape for key, w in network.state_dict().items()}
+        names = [n for n in shapes if n.endswith(("qkv", "attention.out", "w1")) and "refiner" not in n]
+        lora = {
+            n: (
+                torch.randn(2, 2, shapes[n][1], generator=g),
+                0.02 * torch.randn(2, shapes[n][0], 2, generator=g),
+            )
+            for n in names
+        }
+        words = torch.randn(2, 2, 16, network.config.cap_feat_dim, generator=g)
+        return {"noise": torch.randn(2, 16, 16, 16, generator=g), "words": tuple(words), "lora": lora}
+
+    @torch.no_grad()
+    def test_without_a_lora_both_halves_are_the_plain_run(self, study, network, inputs) -> None:
+        structure = study("study.structure")
+        sigma, words = torch.tensor(0.7), inputs["words"][0]
+        plain = network(inputs["noise"], sigma.expand(2), words)
+        for layers in (structure.ALL, structure.FIRST, structure.LAST):
+            keeping = structure.Keeping(network, layers)
+            styled, content = keeping(inputs["noise"], inputs["noise"], sigma, words, {})
+            torch.testing.assert_close(styled, content, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(content, plain, rtol=1e-4, atol=1e-5)
+            styled, content = keeping(inputs["noise"], inputs["noise"], sigma, words, inputs["lora"])
+            torch.testing.assert_close(content, plain, rtol=1e-4, atol=1e-5)
+            lora = network(inputs["noise"], sigma.expand(2), words, inputs["lora"])
+            assert (styled - content).abs().max() > 0.01
+            assert (styled - lora).abs().max() > 0.001
+
+    @torch.no_grad()
+    def test_the_exchange_by_hand(self, study, network) -> None:
+        """Image tokens' q and k of the other half, by a plain softmax; text keeps its own."""
+        structure = study("study.structure")
+        inner = network.layers[0].attention
+        kept = structure._Kept(inner)
+        kept.image_tokens = 5
+        x = torch.randn(2, 8, network.config.dim, generator=torch.Generator().manual_seed(8))
+        angles = torch.zeros(2, 8, network.config.dim // network.config.n_heads // 2)
+        angles[0] = 1
+        q, k, v = inner.projected(x, angles, {}, "")
+        made = kept(x, angles, {}, "")
+        mixed = [torch.cat([t[0, :, :3], t[1, :, 3:]], 1) for t in (q, k)]
+        weights = (mixed[0] @ mixed[1].mT / q.shape[-1] ** 0.5).softmax(-1)
+        torch.testing.assert_close(made[0], inner.out((weights @ v[0]).transpose(0, 1).flatten(1)))
+        torch.testing.assert_close(made[1], inner(x, angles, {}, "")[1])
+        assert (made[0] - inner(x, angles, {}, "")[0]).abs().max() > 1e-3
+
+    def test_layers_are_halved_by_those_with_image_tokens(self, study, network) -> None:
+        structure = study("study.structure")
+        found = {}
+        for layers in (structure.ALL, structure.FIRST, structure.LAST):
+            modules = structure.Keeping(network, layers).network.named_modules()
+            found[layers] = {name for name, part in modules if isinstance(part, structure._Kept)}
+        assert found[structure.FIRST] | found[structure.LAST] == found[structure.ALL]
+        assert not found[structure.FIRST] & found[structure.LAST]
+        assert "noise_refiner.0.attention" in found[structure.FIRST]
+        assert not any(name.startswith("context") for name in found[structure.ALL])
+
+    @torch.no_grad()
+    def test_windows_and_starts(self, study, network, inputs) -> None:
+        """A window of no steps and a start at 0 are the plain LoRA run; a start at the end is the run without."""
+        structure, world = study("study.structure"), study("_world")
+        sampling, lora, noise = world.Sampling(3), inputs["lora"], inputs["noise"]
+        keeping = structure.Keeping(network, structure.ALL)
+
+        def styled(way, keeping=None) -> Tensor:
+            return structure.styled(network, keeping, noise, inputs["words"], sampling, (lora, lora), way)
+
+        plain = world.sample(network, noise, *inputs["words"], sampling, lora, lora)
+        torch.testing.assert_close(styled(structure.Way(1.0)), plain)
+        nothing = structure.Way(1.0, keep=structure.Keep(0.0))
+        torch.testing.assert_close(styled(nothing, keeping), plain)
+        parts = [styled(structure.Way(1.0, keep=structure.Keep(end)), keeping) for end in (1 / 3, 2 / 3, 1.0)]
+        for one, other in zip(parts, [plain, *parts[:-1]], strict=True):
+            assert (one - other).abs().max() > 1e-3
+        none = world.sample(network, noise, *inputs["words"], sampling)
+        torch.testing.assert_close(styled(structure.Way(1.0, start=1.0)), none)
+        late = styled(structure.Way(1.0, start=0.3))
+        assert (late - plain).abs().max() > 1e-3
+        assert (late - none).abs().max() > 1e-3
+
+    def test_outlines(self, study) -> None:
+        structure = study("study.structure")
+        a = torch.zeros(2, 3, 64, 64)
+        a[0, :, 20:40, 20:40] = 1
+        a[1, 0, 10:50, 30:40] = 0.5
+        same = structure.agreement(a, a)
+        torch.testing.assert_close(same, torch.ones(2))
+        torch.testing.assert_close(structure.agreement(a, 1 - 0.3 * a), same)
+        assert (structure.agreement(a, a.roll(1, -1)) > 0.95).all()
+        assert (structure.agreement(a, a.roll(12, -1)) < 0.7).all()
+
+    @torch.no_grad()
+    def test_the_part_measures_and_tabulates(self, study, world, monkeypatch, tmp_path: Path) -> None:
+        structure = study("study.structure")
+        kept = structure.Way(1.0, keep=structure.Keep(1.0))
+        late = structure.Way(1.5, start=0.5)
+        free = structure.Way(1.0, without_qk=True)
+        sided = structure.Way(1.0, without_qk=True, asymmetric=True)
+        monkeypatch.setattr(structure, "ways", lambda: iter((structure.Way(1.0), free, sided, late, kept)))
+        found = structure.run(world[1], 2)
+        assert found["cases"]["none"]["outline"] == 1
+        assert found["cases"][kept.title]["rival"] == free.title
+        assert found["cases"][sided.title]["style_distance_change"]["mean"] == 0
+        assert found["outline_of_another_picture"] < min(c["outline"] for c in found["cases"].values())
+        assert len({case["style_distance"] for case in found["cases"].values()}) == 6
+        about = {"styles": STYLES, "steps": 2, "prompts": 2, "machine": "", "seconds": 1}
+        study("study.results").write(tmp_path, "structure", {**found, **about})
+        text = study("study.tables").write(tmp_path).read_text("utf-8")
+        assert f"| {kept.title} | " in text
+
+    def test_who_is_beaten(self, study) -> None:
+        structure = study("study.structure")
+        assert structure._beats((-0.2, 0.9, 0.8), (-0.2, 0.9, 0.7))
+        assert not structure._beats((-0.2, 0.9, 0.8), (-0.2, 0.9, 0.8))
+        assert not structure._beats((-0.2, 0.9, 0.8), (-0.3, 0.95, 0.7))
 
 
 def test_the_command_measures_its_parts_and_goes_on_where_it_was_stopped(study, tmp_path: Path) -> None:

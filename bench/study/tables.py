@@ -220,6 +220,42 @@ def _ways(groups: dict[str, Any], title: str) -> str:
     )
 
 
+def _structure(data: dict[str, Any]) -> str:
+    def change(case: dict[str, Any], name: str, factor: float, digits: int) -> str:
+        return _change(case[name], factor, digits) if name in case else ""
+
+    whole = _table(
+        (
+            "",
+            "style distance",
+            "all right",
+            "outlines as unstyled",
+            "content as unstyled",
+            "nearest free rival",
+            "style distance over it",
+            "all right, points",
+            "outlines",
+            "beaten by",
+        ),
+        (
+            (
+                name,
+                f"{case['style_distance']:.3f} {_interval(case['style_distance_interval_95'], 1, 3)}",
+                f"{100 * case['all_right']:.1f} % {_interval(case['all_right_interval_95'], 100, 1)}",
+                f"{case['outline']:.3f} {_interval(case['outline_interval_95'], 1, 3)}",
+                f"{100 * case['content_as_unstyled']:.1f} %",
+                case.get("rival", ""),
+                change(case, "style_distance_change", 1, 3),
+                change(case, "all_right_change", 100, 1),
+                change(case, "outline_change", 1, 3),
+                "; ".join(case.get("beaten_by", ())[:2]),
+            )
+            for name, case in data["cases"].items()
+        ),
+    )
+    return f"{whole}\nOutlines of another picture agree by {data['outline_of_another_picture']:.3f}.\n"
+
+
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fidelity": _fidelity,
     "trained": _trained,
@@ -230,6 +266,7 @@ _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "learned": _learned,
     "composition": _composition,
     "tone": _tone,
+    "structure": _structure,
 }
 
 

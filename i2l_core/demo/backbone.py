@@ -179,7 +179,7 @@ class Block(nn.Module):
 
     def __init__(self, c: BackboneConfig, modulated: bool) -> None:
         super().__init__()
-        self.attention = _Attention(c)
+        self.attention = Attention(c)
         self.feed_forward = _FeedForward(c)
         self.attention_norm1 = nn.RMSNorm(c.dim, c.norm_eps)
         self.ffn_norm1 = nn.RMSNorm(c.dim, c.norm_eps)
@@ -201,7 +201,7 @@ class Block(nn.Module):
         return x + gate_f.tanh() * self.ffn_norm2(h)
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     def __init__(self, c: BackboneConfig) -> None:
         super().__init__()
         self.heads = c.n_heads
@@ -211,11 +211,18 @@ class _Attention(nn.Module):
         self.k_norm = nn.RMSNorm(c.dim // c.n_heads, 1e-5)
 
     def forward(self, x: Tensor, rope: Tensor, lora: Mapping[str, LayerPair], path: str) -> Tensor:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x, lora.get(f"{path}.attention.qkv")).view(batch, tokens, 3, self.heads, -1)
+        return self.joined(*self.projected(x, rope, lora, path), lora, path)
+
+    def projected(
+        self, x: Tensor, rope: Tensor, lora: Mapping[str, LayerPair], path: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, T, dim) -> q, k, with their positions, and v: (B, heads, T, head_dim) each."""
+        qkv = self.qkv(x, lora.get(f"{path}.attention.qkv")).view(*x.shape[:2], 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = _rotate(self.q_norm(q), rope), _rotate(self.k_norm(k), rope)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, dim)
+        return _rotate(self.q_norm(q), rope), _rotate(self.k_norm(k), rope), v
+
+    def joined(self, q: Tensor, k: Tensor, v: Tensor, lora: Mapping[str, LayerPair], path: str) -> Tensor:
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.out(y, lora.get(f"{path}.attention.out"))
 
 
