@@ -72,6 +72,18 @@ def lora_of_node(server: ComfyClient, prompt, node: str) -> bytes:
     return picture
 
 
+def test_tones_move_the_colours_towards_their_references(server: ComfyClient):
+    prompt = shipped(server, "tone_only", steps=6)
+    assert not {node["class_type"] for node in prompt.values()} & {"ImagesToLoRA", "LoadI2LPredictor"}
+    titles = ("The prompt alone", "Tone of A", "Tone of B")
+    shown = [titled(prompt, title, "SaveImage") for title in titles]
+    result = server.queue(prompt)
+    plain, *toned = (array(*images(server, result, key)).float().mean((0, 1)) for key in shown)
+    for mean, reference in zip(toned, ("neon_1", "blueprint_1"), strict=True):
+        wanted = array((WORKFLOWS / "references" / f"{reference}.png").read_bytes()).float().mean((0, 1))
+        assert (mean - wanted).norm() < 0.6 * (plain - wanted).norm()
+
+
 def test_a_fusion_is_like_neither_style(server: ComfyClient):
     prompt = shipped(server, "fuse_styles")
     shown = [titled(prompt, title, "SaveImage") for title in ("Style A", "The mix", "Style B")]

@@ -172,6 +172,24 @@ def fuse_styles(card: Card, shown: Pictures) -> None:
     card.text("mix", SIDE - MARGIN - small / 2, top + 26, TEXT, ACCENT)
 
 
+def tone_only(card: Card, shown: Pictures) -> None:
+    side = (INNER - GAP) / 2
+    (plain,) = shown["The prompt alone"]
+    small = 200.0
+    gap = (INNER - 3 * small) / 2
+    tops = [*shipped("neon_1"), plain, *shipped("blueprint_1")]
+    for i, (picture, words) in enumerate(zip(tops, ("A", "prompt", "B"), strict=True)):
+        left = MARGIN + i * (small + gap)
+        card.paste(picture, left, MARGIN, small)
+        card.badge(words, left + small, MARGIN + small)
+    top = SIDE - MARGIN - side
+    for i, title in enumerate(("Tone of A", "Tone of B")):
+        left = MARGIN + i * (side + GAP)
+        card.arrow(left + side / 2, (MARGIN + small + top) / 2)
+        card.paste(shown[title][0], left, top, side, ACCENT)
+        card.badge(f"tone of {title[-1]}", left + side, SIDE - MARGIN)
+
+
 def style_library(card: Card, shown: Pictures) -> None:
     folders = sorted(path for path in LIBRARY.iterdir() if path.is_dir())
     width = (INNER - 2 * GAP) / 2
@@ -255,6 +273,7 @@ def structure_brightness(card: Card, shown: Pictures) -> None:
 TINY: dict[str, Callable[[Card, Pictures], None]] = {
     "start_here": start_here,
     "many_references": many_references,
+    "tone_only": tone_only,
     "fuse_styles": fuse_styles,
     "asymmetric_guidance": asymmetric_guidance,
     "style_library": style_library,

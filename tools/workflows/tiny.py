@@ -65,6 +65,28 @@ def many_references(flow: Workflow) -> None:
         _result(flow, world, lora["lora"], prompts, latent, same, i, title)
 
 
+def tone_only(flow: Workflow) -> None:
+    flow.group("1  Pictures with the colours", BLUE, PICTURE)
+    neon = flow.picture("neon_1.png", Look("Tone A"))["image"]
+    blueprint = flow.picture("blueprint_1.png", Look("Tone B"))["image"]
+    flow.group("2  What to draw", AMBER, 340)
+    world = demo(flow)
+    prompts = texts(flow, world.clip, "two stars in the middle")
+    latent = square(flow)
+    same = seed(flow, 7)
+    flow.group("3  The same prompt and seed", PURPLE, 300, 300, 300)
+    for row, (image, title) in enumerate(
+        ((None, "The prompt alone"), (neon, "Tone of A"), (blueprint, "Tone of B"))
+    ):
+        look = Look(title, y=_top(row))
+        model = world.model
+        if image is not None:
+            parts = {"model": model, "vae": world.vae, "image": image}
+            model = flow.add("StyleToneBlend", replace(look, room=CARD), **parts)["model"]
+        drawn = sampled(flow, model, prompts, latent, same, replace(look, column=1))
+        _drawn(flow, world, drawn, look)
+
+
 def fuse_styles(flow: Workflow) -> None:
     flow.group("1  Style A", BLUE, PICTURE)
     neon = references(flow, "neon_1.png", "neon_4.png", columns=1)
@@ -302,6 +324,7 @@ def _top(row: int) -> float:
 TINY = {
     "start_here": start_here,
     "many_references": many_references,
+    "tone_only": tone_only,
     "fuse_styles": fuse_styles,
     "asymmetric_guidance": asymmetric_guidance,
     "style_library": style_library,
