@@ -192,6 +192,33 @@ def test_projections_of_part_of_the_rows():
     assert torch.equal(after[size:], layer.delta()[size:])
 
 
+def test_rows_of_a_layer_that_joins_attention_and_mlp():
+    """FLUX.2 files with q, k, v or the MLP's rows of linear1 apart give what the whole layer gives in these rows."""
+    size, name = 12, "single_blocks.0.linear1"
+    down, up = torch.randn(2, size), torch.randn(9 * size, 2)
+    other = Target("img_in")
+    for where in (
+        BlockWeights(q=0.0, k=0.0),
+        BlockWeights(0.5, 2.0, v=0.0),
+        BlockWeights(attention=0.0),
+        BlockWeights(mlp=0.0),
+    ):
+        whole = apply_block_weights(
+            LoRA({Target(name): LowRank(down, up), other: LowRank(down, up)}), where
+        ).layers[Target(name)]
+        for start, count in ((0, 1), (1, 1), (2, 1), (0, 3), (1, 5), (3, 6)):
+            rows = slice(start * size, (start + count) * size)
+            target, layer = Target(name, (rows.start, count * size)), LowRank(down, up[rows])
+            changed = apply_block_weights(LoRA({target: layer, other: layer}), where)
+            expected = whole.delta()[rows]
+            assert (target in changed.layers) == bool(expected.any())
+            if target in changed.layers:
+                torch.testing.assert_close(changed.layers[target].delta(), expected)
+    beyond = LoRA({Target(name, (9 * size, size)): LowRank(down, up[:size])})
+    with pytest.raises(I2LError, match="joins attention and MLP in an unknown way"):
+        apply_block_weights(beyond, BlockWeights(q=0.0, k=0.0))
+
+
 @pytest.mark.parametrize(
     ("target", "d_out"),
     [
@@ -224,8 +251,8 @@ def test_a_lora_of_which_nothing_is_left_is_refused(lora: LoRA):
         apply_block_weights(lora, BlockWeights(attention=0, mlp=0, other=0))
     with pytest.raises(I2LError, match="strength must be a finite number"):
         BlockWeights(attention=float("nan"))
-    rows = Target("single_blocks.0.linear1", (0, 12))
-    part = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(12, 2))})
+    rows = Target("single_blocks.0.linear1", (0, 8))
+    part = LoRA({rows: LowRank(torch.randn(2, 12), torch.randn(8, 2))})
     with pytest.raises(I2LError, match="in an unknown way; set attention and mlp"):
         apply_block_weights(part, BlockWeights(attention=0.5))
     assert apply_block_weights(part, BlockWeights(attention=0.5, mlp=0.5)).n_layers == 1

@@ -167,16 +167,13 @@ def _attention(target: Target, layer: LowRank, parts: Sequence[float]) -> LowRan
     """A layer of attention with one projection, or with several below each other."""
     if len(set(parts)) == 1:
         return _times(layer, parts[0])
-    start, rows = target.rows or (0, layer.d_out)
-    unit = layer.d_in
-    whole = target.rows is not None or rows == len(parts) * unit
-    # other networks have fewer rows for k and v: refuse what is not whole projections
-    if not parts or not whole or start % unit or rows % unit or start + rows > len(parts) * unit:
+    runs = _runs(target, layer, len(parts))
+    if runs is None:  # other networks have fewer rows for k and v
         raise I2LError(
-            f"{target}: the rows of q, k and v in this attention layer are not known for {rows} x {unit}; "
-            "use the same strength for all projections"
+            f"{target}: the rows of q, k and v in this attention layer are not known for "
+            f"{layer.d_out} x {layer.d_in}; use the same strength for all projections"
         )
-    return _rows(layer, [parts[i] for i in range(start // unit, (start + rows) // unit)])
+    return _rows(layer, parts[runs])
 
 
 def _both(target: Target, layer: LowRank, parts: Sequence[float], mlp: float) -> LowRank | None:
@@ -184,22 +181,34 @@ def _both(target: Target, layer: LowRank, parts: Sequence[float], mlp: float) ->
     if set(parts) == {mlp}:
         return _times(layer, mlp)
     shared = attention_part_of(target.weight)
-    rows = shared is not None and shared.along == "rows"
-    whole, other = (layer.d_out, layer.d_in) if rows else (layer.d_in, layer.d_out)
-    # other networks, such as FLUX.1, have layers of this name with other parts: compare sizes
-    if shared is None or target.rows is not None or whole != shared.parts * other:
-        raise I2LError(
-            f"{target}: this layer joins attention and MLP in an unknown way; set attention and mlp to the same value"
-            " and use all projections"
-        )
-    steps = [*parts, *[mlp] * (shared.parts - shared.part)]
-    return _rows(layer, steps) if rows else LowRank(layer.down * _steps(layer.down, whole, steps), layer.up)
+    if shared is not None:
+        steps = [*parts, *[mlp] * (shared.parts - shared.part)]
+        # other networks, such as FLUX.1, have layers of this name with other parts: compare sizes
+        if shared.along == "rows":
+            runs = _runs(target, layer, shared.parts)
+            if runs is not None:
+                return _rows(layer, steps[runs])
+        elif target.rows is None and layer.d_in == shared.parts * layer.d_out:
+            return LowRank(layer.down * _steps(layer.down, layer.d_in, steps), layer.up)
+    raise I2LError(
+        f"{target}: this layer joins attention and MLP in an unknown way; set attention and mlp to the same value"
+        " and use all projections"
+    )
+
+
+def _runs(target: Target, layer: LowRank, count: int) -> slice | None:
+    """Which of the `count` runs of d_in rows in a weight this layer changes; None if they are not whole runs."""
+    start, rows = target.rows or (0, layer.d_out)
+    end, size = start + rows, layer.d_in
+    if start % size or end % size or end > count * size or (target.rows is None and end < count * size):
+        return None
+    return slice(start // size, end // size)
 
 
 def _rows(layer: LowRank, strengths: Sequence[float]) -> LowRank | None:
     """Equal runs of rows, each with its strength."""
-    if not any(strengths):
-        return None
+    if len(set(strengths)) == 1:
+        return _times(layer, strengths[0])
     return LowRank(layer.down, layer.up * _steps(layer.up, layer.d_out, strengths)[:, None])
 
 
