@@ -38,7 +38,7 @@ def layer(d_out: int, d_in: int, k: int = 1) -> LowRank:
 
 def test_every_name_of_every_model_lands_where_the_table_says(adapted):
     model, found = adapted
-    small = LowRank(torch.ones(1, 1), torch.arange(8.0)[:, None])
+    small = LowRank(torch.ones(1, 1), torch.arange(12.0)[:, None])
     for slot in found:
         spellings = [f"{prefix}{slot.name}" for prefix in ("", "transformer.", "diffusion_model.")]
         spellings += [f"base_model.model.{slot.name}", f"lora_unet_{slot.name.replace('.', '_')}"]
@@ -47,7 +47,7 @@ def test_every_name_of_every_model_lands_where_the_table_says(adapted):
             assert place is not None, name
             target, read = place.read(small)
             part = 0 if slot.target.rows is None else slot.target.rows[0] // slot.target.rows[1]
-            rows = None if slot.target.rows is None else (part * 8, 8)
+            rows = None if slot.target.rows is None else (part * 12, 12)
             assert target == Target(slot.target.weight, rows), name
             assert torch.equal(read.up, slot_order(slot, small.up)), name
         own = [

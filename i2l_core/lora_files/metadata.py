@@ -127,7 +127,7 @@ def _json_object(text: str, name: str, source: str) -> dict[str, Any]:
 def _number(name: str, value: Any, source: str) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: of a number with hundreds of digits
         number = math.nan
     if not math.isfinite(number):
         raise I2LError(

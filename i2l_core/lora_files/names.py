@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..base_models import ARCHITECTURES, MODELS, Architecture, BaseModel, LayerRule, Weights, find_model
+from ..errors import I2LError
 from ..lora import LowRank, Target
 from .keys import FLAT_PREFIXES, KeyFormat
 
@@ -45,12 +46,16 @@ class NamedLayer:
         return self.rule.weight.format(self.index)
 
     def read(self, layer: LowRank) -> tuple[Target, LowRank]:
-        """Where a layer of this name lands, in the host's order of rows."""
+        """Where a layer of this name lands, in the host's order of rows. Raises I2LError when its rows are no equal
+        parts of those that the layer is made of."""
         if self.native:
+            _check_parts(self.weight, layer, self.rule)
             return Target(self.weight), layer
         rows = None
         if self.rule.part is not None:
             rows = (self.rule.part[0] * layer.d_out, layer.d_out)
+        elif self.rule.swapped:
+            _check_parts(self.weight, layer, self.rule)
         return Target(self.weight, rows), layer.halves_swapped() if self.rule.swapped else layer
 
 
@@ -185,12 +190,15 @@ def written_layers(
     """The layers (name, layer) by which a file of this key format says the same as `layer` on the whole `weight`.
 
     A fused weight becomes one layer for each of its parts, of no higher rank than it needs; parts that nothing
-    acts on are left out. A weight that no table knows keeps the host's name.
+    acts on are left out. A weight that no table knows keeps the host's name. Raises I2LError when the rows of the
+    weight are no equal parts.
     """
     rules = [] if architecture is None or key_format == "ComfyUI" else _rules_of(architecture, weight)
     if not rules:
         yield weight, layer
-    elif rules[0][0].part is None:
+        return
+    _check_parts(weight, layer, rules[0][0])
+    if rules[0][0].part is None:
         rule, index = rules[0]
         yield rule.name.format(index), layer.halves_swapped() if rule.swapped else layer
     else:
@@ -199,6 +207,15 @@ def written_layers(
             for (rule, index), up in zip(rules, layer.up.chunk(len(rules)), strict=True)
         ]
         yield from [part for part in parts if part[1].up.any()] or parts
+
+
+def _check_parts(weight: str, layer: LowRank, rule: LayerRule) -> None:
+    parts = rule.part[1] if rule.part else 2 if rule.swapped else 1
+    if layer.d_out % parts:
+        raise I2LError(
+            f"expected a multiple of {parts} rows, as {weight} is of {parts} equal parts, got {layer.d_out}; "
+            "export it again, or choose the base model that it is for"
+        )
 
 
 def _rules_of(architecture: Architecture, weight: str) -> list[tuple[LayerRule, str]]:

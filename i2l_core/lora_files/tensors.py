@@ -7,6 +7,7 @@ has one layer per weight of the host; that of diffusers / DiffSynth one per laye
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,10 @@ def from_state_dict(
         if named is not None and named.absent:
             elsewhere["layers that ComfyUI's model has not"] += 1
             continue
-        target, layer = named.read(layer) if named else (Target(host_name(name)), layer)
+        try:
+            target, layer = named.read(layer) if named else (Target(host_name(name)), layer)
+        except I2LError as error:
+            raise I2LError(f"{source}: {name}: {error}") from error
         if target in layers:
             raise I2LError(f"{source}: {target} comes under two names, one of them {name}")
         layers[target] = layer
@@ -154,7 +158,9 @@ def check_is_for(tensors: Mapping[str, Tensor], base_model: str, source: str) ->
         return
     keys = check_keys(list(tensors), source)
     sizes = {
-        name: (tensors[keys.up[name]].shape[0], tensors[down].shape[1]) for name, down in keys.down.items()
+        name: (tensors[keys.up[name]].shape[0], tensors[down].shape[1])
+        for name, down in keys.down.items()
+        if min(tensors[keys.up[name]].ndim, tensors[down].ndim) > 1  # others are refused as no matrices
     }
     if wrong := misfits(model, sizes):
         raise I2LError(
@@ -265,28 +271,45 @@ def _refuse_unknown(keys: list[str], total: int, source: str) -> None:
 
 def _layer(name: str, down: Any, up: Any, alpha: Any, source: str, scale: Scale | None) -> LowRank:
     for tensor in (down, up):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise I2LError(f"{source}: {name} holds {_type_of(tensor)}, expected floating point tensors")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not _has_values(tensor):
+            raise I2LError(
+                f"{source}: {name} holds {_type_of(tensor)}, expected floating point tensors; export it again"
+            )
         if tensor.ndim > 2:
             raise I2LError(
                 f"{source}: {name} is {_type_of(tensor)}, of a convolution; only LoRAs of linear layers are "
                 "supported"
             )
-    down, up = _without_8_bit(down), _without_8_bit(up)
+    try:
+        down, up = _without_8_bit(down), _without_8_bit(up)
+    except RuntimeError as error:  # float4 in pairs, which PyTorch stores and cannot convert
+        raise I2LError(
+            f"{source}: {name} is {_type_of(down)}, which PyTorch cannot convert; export it in bfloat16"
+        ) from error
     dtype = torch.promote_types(down.dtype, up.dtype)
     try:
         layer = LowRank(down.to(dtype), up.to(dtype))
     except I2LError as error:
         raise I2LError(f"{source}: {name}: {error}") from error
-    if not layer.is_finite():
-        raise I2LError(f"{source}: {name} holds NaN or infinite values")
     if alpha is not None:
         factor = _number(name, alpha, source) / layer.rank
     else:
         factor = scale(name, layer.rank) if scale else 1.0
-    if factor == 1.0:
-        return layer
-    return layer.to(dtype=torch.promote_types(dtype, torch.float32)).scaled(factor)
+    scaled = layer
+    if factor != 1.0:
+        scaled = layer.to(dtype=torch.promote_types(dtype, torch.float32)).scaled(factor)
+    if not scaled.is_finite():  # one look at the values for both
+        if layer.is_finite():
+            raise I2LError(
+                f"{source}: the alpha of {name}, {factor * layer.rank:.3g}, makes its values infinite; export it again"
+            )
+        raise I2LError(f"{source}: {name} holds NaN or infinite values; export it again")
+    return scaled
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether it is stored as a plain array: not sparse, and not on the device "meta"."""
+    return tensor.layout is torch.strided and not tensor.is_meta
 
 
 def _without_8_bit(tensor: Tensor) -> Tensor:
@@ -295,9 +318,14 @@ def _without_8_bit(tensor: Tensor) -> Tensor:
 
 
 def _number(weight: str, alpha: Any, source: str) -> float:
-    value = float(alpha) if isinstance(alpha, Tensor) and alpha.numel() == 1 else math.nan
+    value = math.nan
+    if isinstance(alpha, Tensor) and alpha.numel() == 1 and _has_values(alpha) and not alpha.is_complex():
+        with contextlib.suppress(RuntimeError):  # float4
+            value = float(alpha)
     if not math.isfinite(value):
-        raise I2LError(f"{source}: the alpha of {weight} must be one finite number, got {_type_of(alpha)}")
+        raise I2LError(
+            f"{source}: the alpha of {weight} must be one finite number, got {_type_of(alpha)}; export it again"
+        )
     return value
 
 
