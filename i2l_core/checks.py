@@ -48,6 +48,12 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(name[:120] for name in names[:most]) + more
 
 
+def check_text(name: str, value: str) -> None:
+    """Raise I2LError for a text that no file name and no other program takes: with NUL or half a character in it."""
+    if "\0" in value or any(0xD800 <= ord(char) <= 0xDFFF for char in value):
+        raise I2LError(f"{name} holds NUL or half a character, got {shown(value)}; write it again")
+
+
 def shown(value: Any) -> str:
     """A short text for any value that a file may hold, for messages."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:

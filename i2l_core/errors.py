@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
+from collections.abc import Iterator
 
 # Categories of Unicode that are not shown as they are: control and format characters (line ends, escape sequences of
 # terminals, right-to-left overrides), lone surrogates, private and unassigned ones, separators of lines and paragraphs
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# errors that say nothing about the data: ComfyUI frees memory and tries again, or was asked to stop
+_PASSED_ON = frozenset({"OutOfMemoryError", "InterruptProcessingException"})
 _MOST, _END = 2000, 500  # characters of a message; of its end, where the cure is
 
 
@@ -33,6 +37,24 @@ def first_line(error: BaseException) -> str:
     """The type and the first line of another library's error, to quote in a message of ours."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def reading(name: str, problem: str, cure: str) -> Iterator[None]:
+    """A context in which foreign data is read: a file, a text, a value on a socket.
+
+    Whatever other libraries and Python raise there (damaged files raise anything) becomes one I2LError with `name`,
+    `problem`, the reason and `cure`. An I2LError passes as it is, and so do a full GPU and a cancelled prompt.
+    """
+    try:
+        yield
+    except I2LError:
+        raise
+    except Exception as error:
+        if type(error).__name__ in _PASSED_ON:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise I2LError(f"{name}: {problem} ({reason}); {cure}") from error
 
 
 def _escaped(char: str) -> str:

@@ -27,7 +27,7 @@ NAMED: Mapping[str, str] = MappingProxyType(
 )
 _MOST_POINTS = 1000
 _LARGEST = 10.0  # as far as the strength widgets go
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
 _POINT = re.compile(rf"\s*({_NUMBER})\s*:\s*({_NUMBER})\s*")
 
 

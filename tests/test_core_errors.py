@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i2l.i2l_core.errors import I2LError, one_line
+from i2l.i2l_core.errors import I2LError, one_line, reading
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_every_text_becomes_one_line_that_can_be_written(text: str):
     line.encode()
     assert len(line.splitlines()) <= 1
     assert all(char.isprintable() or char.isspace() for char in line)
+
+
+def test_what_libraries_raise_becomes_one_sentence_with_a_cure():
+    with pytest.raises(I2LError, match=r"^a\.tar: it is damaged \(two lines\); copy it again$"):
+        with reading("a.tar", "it is damaged", "copy it again"):
+            raise RuntimeError("two\nlines")
+    with pytest.raises(I2LError, match=r"^b: known$"), reading("a", "it is damaged", "copy it again"):
+        raise I2LError("b: known")
+
+
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "InterruptProcessingException"])
+def test_a_full_gpu_and_a_cancelled_prompt_pass_unchanged(name: str):
+    error = type(name, (RuntimeError,), {})
+    with pytest.raises(error), reading("a.tar", "it is damaged", "copy it again"):
+        raise error

@@ -99,3 +99,11 @@ def test_a_tensor_that_is_read_has_memory_of_its_own(tmp_path: Path):
         file.write((tmp_path / "b.safetensors").read_bytes())
     assert mapped[0, 0] == 3  # so that the tests above can fail
     assert own[0, 0] == 1
+
+
+def test_an_alpha_that_makes_a_layer_infinite_is_named(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    alpha = DOWN.replace("lora_down.weight", "alpha")
+    save_file({DOWN: torch.ones(2, 3840), UP: torch.full((11520, 2), 1e10), alpha: torch.tensor(3e38)}, path)
+    with pytest.raises(I2LError, match=r"a\.safetensors: the alpha of .* infinite; export it again"):
+        load(path)

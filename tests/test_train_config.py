@@ -12,7 +12,7 @@ from tiny_training import tables
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files.fingerprint import content_fingerprint
 from i2l.i2l_core.train import parse
-from i2l.i2l_core.train.config import differences, load_config
+from i2l.i2l_core.train.config import RunTable, differences, load_config
 from i2l.tools.host import ROOT
 
 EXAMPLES = sorted((ROOT / "i2l_core" / "train" / "configs").glob("*.toml"))
@@ -134,3 +134,10 @@ def test_a_fingerprint_sees_size_beginning_end_and_what_lies_between(tmp_path):
         seen.add(content_fingerprint(path))
     path.write_bytes(content + b"\0")
     assert len(seen | {content_fingerprint(path)}) == 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, -(2**63) - 1, "a\0b", "\ud800"])
+def test_values_that_no_setting_can_have_are_refused_by_name(value):
+    name = "folder" if isinstance(value, str) else "sheet_cfg"
+    with pytest.raises(I2LError, match=rf"run\.{name} (must be|holds)"):
+        parse.build(RunTable, {"folder": "x", name: value}, "run")

@@ -116,7 +116,7 @@ def test_data_sets_that_are_none_are_named(tmp_path):
     with pytest.raises(I2LError, match=r"there is no \.tar shard in"):
         open_shards(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(I2LError, match=r"a\.tar is not an uncompressed \.tar, or is damaged"):
+    with pytest.raises(I2LError, match=r"a\.tar: it is not an uncompressed \.tar, or is damaged"):
         open_shards(tmp_path)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "empty.jsonl", "000001.json")

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import I2LError
+from ..errors import I2LError, reading
 
 # Pillow goes by content and not by the name: EPS under the name .png would start Ghostscript
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -27,21 +27,19 @@ def open_picture(
     Whatever goes wrong inside, while its pixels are decoded too, becomes one I2LError with `name`, `problem`, the
     reason and `cure`. An I2LError gets the name in front.
     """
-    try:
-        Image.init()
-        with Image.open(source, formats=[one for one in FORMATS if one in Image.OPEN]) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-                raise I2LError(
-                    f"the picture has {width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million or a side "
-                    f"of {LONGEST_SIDE}; make it smaller"
-                )
-            yield image
-    except I2LError as error:
-        raise I2LError(f"{name}: {error}") from error
-    except Exception as error:  # decoders of hostile files raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise I2LError(f"{name}: {problem} ({reason}); {cure}") from error
+    with reading(name, problem, cure):
+        try:
+            Image.init()
+            with Image.open(source, formats=[one for one in FORMATS if one in Image.OPEN]) as image:
+                width, height = image.size
+                if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+                    raise I2LError(
+                        f"the picture has {width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million or a "
+                        f"side of {LONGEST_SIDE}; make it smaller"
+                    )
+                yield image
+        except I2LError as error:
+            raise I2LError(f"{name}: {error}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..checks import listed
-from ..errors import I2LError
+from ..errors import I2LError, reading
 from .kinds import describe_bytes
 
 LONGEST_NAME = 512  # characters of a tensor's name; the longest real ones have 120
@@ -36,8 +36,11 @@ def open_safetensors(path: Path, expected: str = "a predictor file") -> Iterator
         try:
             with _mapped(path) as file:
                 check_names(path)
-                yield file
-        except (SafetensorError, OSError) as error:
+                with reading(f"expected {expected}", "it is damaged", "download it again"):
+                    yield file
+        except (SafetensorError, OSError, ValueError) as error:
+            if isinstance(error, I2LError):
+                raise
             raise I2LError(f"expected {expected}, but {describe_bytes(path, error)}") from error
     except I2LError as error:
         raise I2LError(f"{path.name}: {error}") from error

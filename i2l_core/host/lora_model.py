@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..base_models import Architecture
-from ..errors import I2LError
+from ..errors import I2LError, reading
 from ..lora import LoRA
 from ..lora_files.tensors import from_state_dict, to_state_dict
 from ..mixing.whole_weights import in_whole_weights
@@ -40,7 +40,8 @@ def lora_of(value: Any, architecture: Architecture | None = None) -> LoRA:
         return value.lora
     if not isinstance(value, Mapping):
         raise I2LError(f"lora: expected a LORA_MODEL, a dict of tensors, got {type(value).__name__}")
-    return from_state_dict(value, source="the LORA_MODEL", architecture=architecture)
+    with reading("the LORA_MODEL", "it cannot be read", "connect another LoRA"):
+        return from_state_dict(value, source="the LORA_MODEL", architecture=architecture)
 
 
 def fit_lora_model(value: Any, model: ModelPatcher, partial: bool = False, cure: str = "") -> Fit:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from ..checks import listed
-from ..errors import I2LError
+from ..errors import I2LError, reading
 from ..files.atomic import write_new
 from ..files.safetensors import check_names, read_tensor
 from ..lora import LoRA
@@ -29,6 +29,11 @@ def load(path: str | Path, base_model: str = "") -> LoRA:
     says itself or its layers fit.
     """
     path = Path(path)
+    with reading(path.name, "expected a LoRA file, and it cannot be read", "download or save it again"):
+        return _load(path, base_model)
+
+
+def _load(path: Path, base_model: str) -> LoRA:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             _check_names(path)

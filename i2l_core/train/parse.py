@@ -8,24 +8,25 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checks import listed, shown
-from ..errors import I2LError
+from ..checks import check_text, listed, shown
+from ..errors import I2LError, reading
 
 T = TypeVar("T")
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """Read a .toml or .json file as a dict. Raises I2LError naming the file."""
-    try:
+    with reading(
+        f"cannot read the config {path}", "expected a text in UTF-8", "check its name and save it again"
+    ):
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise I2LError(f"cannot read the config {path}: {error}") from error
     if path.suffix not in (".toml", ".json"):
         raise I2LError(f"{path.name}: expected a .toml or .json config")
     try:
@@ -71,11 +72,17 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise I2LError(f"{where} must be a list, got {shown(value)}")
         inner = typing.get_args(hint)[0]
         return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if type(value) is int and value.bit_length() > 63:
+        raise I2LError(f"{where} must be a number of at most 64 bits, got one of {value.bit_length()}")
+    if type(value) is float and not math.isfinite(value):
+        raise I2LError(f"{where} must be a finite number, got {value}")
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
         raise I2LError(f"{where} must be {names[hint]}, got {shown(value)}")
+    if isinstance(value, str):
+        check_text(where, value)
     return value
 
 

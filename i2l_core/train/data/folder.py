@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ...checks import check_entries, shown
-from ...errors import I2LError
+from ...checks import check_entries, check_text, shown
+from ...errors import I2LError, reading
 from ...files.fingerprint import stamp
 from ..base import Texts
 from .data_set import Picture, open_rgb
@@ -43,11 +43,8 @@ class Folder:
 
     def version(self, index: int) -> str:
         path = self.root / self.files[index][0]
-        try:
-            about = path.stat()
-        except OSError as error:
-            raise I2LError(f"{self.pictures[index].name}: the picture is missing: {error}") from error
-        return f"{path.resolve()} {stamp(about)}"
+        with reading(self.pictures[index].name, "the picture is missing", "repair or remove the row"):
+            return f"{path.resolve()} {stamp(path.stat())}"
 
     def latent(self, index: int) -> Tensor | None:
         name = self.files[index][1]
@@ -58,25 +55,23 @@ class Folder:
         return read_tensors(self._bytes(name, index), self.pictures[index].name) if name else None
 
     def _bytes(self, name: str, index: int) -> bytes:
-        try:
+        with reading(self.pictures[index].name, f"cannot read {name}", "repair or remove the row"):
             return (self.root / name).read_bytes()
-        except OSError as error:
-            raise I2LError(f"{self.pictures[index].name}: cannot read {name}: {error}") from error
 
 
 def open_folder(path: str | Path) -> Folder:
     """Read the rows, not the pictures. Raises I2LError naming file and line."""
     path = Path(path)
     pictures, files = [], []
-    try:
+    with reading(
+        f"cannot read the data set {path}", "expected a .jsonl file in UTF-8", "check its name, save it again"
+    ):
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     row = read_row(line, f"{path.name} line {number}", REQUIRED, OPTIONAL)
                     pictures.append(picture_of(row, f"{path.name} line {number} ({row['image']})"))
                     files.append((row["image"], row.get("latent", ""), row.get("text", "")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise I2LError(f"cannot read the data set {path}: {error}") from error
     if not pictures:
         raise I2LError(f"{path.name} has no rows")
     return Folder(path.parent, pictures, files)
@@ -95,6 +90,7 @@ def read_row(
     for name, value in row.items():
         if not isinstance(value, str) or (not value and name in ("style", "image")):
             raise I2LError(f"{where}: {name} must be a text, got {shown(value)}")
+        check_text(f"{where}: {name}", value)
     return row
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...checks import listed
-from ...errors import I2LError
+from ...errors import I2LError, reading
 from ...files.fingerprint import stamp
 from ..base import Texts
 from .data_set import Picture, open_rgb
@@ -58,12 +58,12 @@ class Shards:
         start, length = span  # type: ignore[misc]
         if not length:
             return b""
-        try:
-            with shard.open("rb") as file:
-                file.seek(start)
-                content = file.read(length)
-        except OSError as error:
-            raise I2LError(f"{self.pictures[index].name}: cannot read {shard}: {error}") from error
+        with (
+            reading(self.pictures[index].name, f"cannot read {shard}", "copy it again"),
+            shard.open("rb") as file,
+        ):
+            file.seek(start)
+            content = file.read(length)
         if len(content) != length:
             raise I2LError(f"{self.pictures[index].name}: {shard.name} ends too early; copy it again")
         return content
@@ -76,14 +76,12 @@ def open_shards(folder: str | Path) -> Shards:
         raise I2LError(f"there is no .tar shard in {folder}")
     pictures, spans = [], []
     for number, shard in enumerate(shards):
-        try:
+        with reading(shard.name, "it is not an uncompressed .tar, or is damaged", "pack or copy it again"):
             with tarfile.open(shard, "r:") as tar:
                 for key, files in _samples(tar).items():
                     picture, found = _sample(tar, shard.name, key, files)
                     pictures.append(picture)
                     spans.append((number, *found))
-        except (OSError, tarfile.TarError) as error:
-            raise I2LError(f"{shard.name} is not an uncompressed .tar, or is damaged: {error}") from error
     return Shards(shards, pictures, spans)
 
 
