@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import I2LError
 from ..files.safetensors import read_tensor
+from ..infinity.coder import Coder
+from ..infinity.files import released_weights, transformer_weights
+from ..infinity.transformer import Infinity
 from .autoencoder import PatchBasis, build_decoder, build_encoder, host_weights
 from .backbone import Backbone, BackboneConfig
 from .flux2 import Flux2Backbone, Flux2Config
+from .infinity import CODER, TRANSFORMER
 from .judge import Judge
 from .text import TextEncoder
 
@@ -29,6 +33,7 @@ BACKBONE, VAE, PREDICTOR, JUDGE = (
     "judge.safetensors",
 )
 FLUX2, FLUX2_PREDICTOR = "flux2.safetensors", "flux2_predictor.safetensors"
+INFINITY, INFINITY_VAE = "infinity.safetensors", "infinity_vae.safetensors"
 BRIGHTNESS, STRUCTURE = (
     "flux2_brightness.safetensors",
     "flux2_structure.safetensors",
@@ -92,6 +97,38 @@ def load_vae(folder: Path = WEIGHTS) -> tuple[nn.Sequential, nn.Sequential]:
     return encoder.eval(), decoder.eval()
 
 
+def save_infinity_vae(folder: Path, coder: Coder) -> Path:
+    """bfloat16, under the names of i2l_core/infinity."""
+    meta = {"format": "i2l-demo-infinity-vae", "version": 1}
+    return _save(folder / INFINITY_VAE, dict(coder.state_dict()), meta, torch.bfloat16)
+
+
+def load_infinity_vae(folder: Path = WEIGHTS) -> Coder:
+    """The training-side network in float32."""
+    coder = Coder(CODER)
+    coder.load_state_dict({k: v.float() for k, v in read(folder / INFINITY_VAE)[0].items()})
+    return coder.eval()
+
+
+def save_infinity(folder: Path, network: Infinity) -> Path:
+    """The released form: large matrices of the blocks in float8 e4m3, the rest in bfloat16."""
+    weights = {
+        name: tensor.to(torch.float8_e4m3fn)
+        if name.startswith("blocks.") and tensor.ndim == 2
+        else tensor.to(torch.bfloat16)
+        for name, tensor in released_weights(network.state_dict()).items()
+    }
+    return _save(folder / INFINITY, weights, {"format": "i2l-demo-infinity", "version": 1})
+
+
+def load_infinity(folder: Path = WEIGHTS) -> Infinity:
+    """The training-side network in float32."""
+    network = Infinity(TRANSFORMER)
+    weights = transformer_weights(read(folder / INFINITY)[0])
+    network.load_state_dict({k: v.float() for k, v in weights.items()})
+    return network.eval()
+
+
 def save_judge(folder: Path, judge: Judge) -> Path:
     return _save(
         folder / JUDGE, dict(judge.state_dict()), {"format": "i2l-demo-judge", "version": 1}, torch.bfloat16
@@ -121,8 +158,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict]:
         )
 
 
-def _save(path: Path, tensors: dict[str, Tensor], meta: dict, dtype: torch.dtype) -> Path:
+def _save(path: Path, tensors: dict[str, Tensor], meta: dict, dtype: torch.dtype | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}
+    kept = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in tensors.items()}
     save_file(kept, path, {"i2l": json.dumps(meta)})
     return path

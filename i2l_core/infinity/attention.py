@@ -49,9 +49,11 @@ class SelfAttention(nn.Module):
         paths: Sequence[int],
         rows: int,
         corrected: bool,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """x: (rows or paths x rows, n, C), path after path. `corrected`: all paths take q and k of the first, so they
-        attend alike: Structural Attention Correction (arXiv 2507.04482, 4.3)."""
+        attend alike: Structural Attention Correction (arXiv 2507.04482, 4.3). `mask`: (n, all tokens) bool, what may
+        be attended to, where several scales are computed at once, as in training."""
         asking = x[:rows] if corrected else x
         q, k = (in_heads(part, self.heads).float() for part in self.qk(asking).chunk(2, -1))
         sharpness = self.scale_mul_1H11.to(q).clamp_max(_SHARPEST).exp()
@@ -60,7 +62,7 @@ class SelfAttention(nn.Module):
         v = in_heads(self.v(x), self.heads).split(rows)
         seen = memory.extended(layer, index, paths, k, v)[: len(v)]
         found = [
-            F.scaled_dot_product_attention(q[min(i, len(q) - 1)], keys, values, scale=1.0)
+            F.scaled_dot_product_attention(q[min(i, len(q) - 1)], keys, values, mask, scale=1.0)
             for i, (keys, values) in enumerate(seen)
         ]
         return self.proj(out_of_heads(torch.cat(found) if len(found) > 1 else found[0]))

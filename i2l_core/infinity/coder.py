@@ -21,22 +21,25 @@ _LARGEST = {"width": 8192, "res_blocks": 16, "bits": 1024}
 @dataclass(frozen=True)
 class CoderConfig:
     """`bits`: channels of the latent. `encoder` and `decoder`: channels of each level, the finest first. Between levels
-    the picture is halved. Raises I2LError for sizes that do not fit."""
+    the picture is halved. `groups`: of channels that are normalised together; 0: as in the released files, 32, or 24 of
+    widths that 32 does not divide. Raises I2LError for sizes that do not fit."""
 
     bits: int
     base: int
     encoder: tuple[int, ...]
     decoder: tuple[int, ...]
     res_blocks: int = 2
+    groups: int = 0
 
     def __post_init__(self) -> None:
         check_int("the bits of the VAE", self.bits, _LARGEST["bits"])
         check_int("the residual blocks of the VAE", self.res_blocks, _LARGEST["res_blocks"])
         for width in (self.base, *self.encoder, *self.decoder):
             check_int("a width of the VAE", width, _LARGEST["width"])
-            if width % 32 and width % 24:
+            if width % (self.groups or 32) and (self.groups or width % 24):
                 raise I2LError(
-                    f"expected widths of the VAE in multiples of 32 or 24, got {width}; choose its file"
+                    f"expected widths of the VAE in multiples of {self.groups or '32 or 24'}, got {width}; "
+                    "choose its file"
                 )
         if len(self.encoder) != len(self.decoder) or not 1 <= len(self.encoder) <= 8:
             raise I2LError(
@@ -50,16 +53,16 @@ class CoderConfig:
         return 2 ** (len(self.encoder) - 1)
 
 
-def _norm(width: int, ops, **kind) -> nn.Module:
-    return ops.GroupNorm(32 if width % 32 == 0 else 24, width, eps=_EPS, **kind)
+def _norm(width: int, groups: int, ops, **kind) -> nn.Module:
+    return ops.GroupNorm(groups or (32 if width % 32 == 0 else 24), width, eps=_EPS, **kind)
 
 
 class ResBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, ops, **kind) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, ops, **kind) -> None:
         super().__init__()
-        self.norm1 = _norm(inputs, ops, **kind)
+        self.norm1 = _norm(inputs, groups, ops, **kind)
         self.conv1 = ops.Conv2d(inputs, outputs, 3, padding=1, **kind)
-        self.norm2 = _norm(outputs, ops, **kind)
+        self.norm2 = _norm(outputs, groups, ops, **kind)
         self.conv2 = ops.Conv2d(outputs, outputs, 3, padding=1, **kind)
         self.nin_shortcut = ops.Conv2d(inputs, outputs, 1, **kind) if inputs != outputs else None
 
@@ -70,10 +73,10 @@ class ResBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, width: int, ops, **kind) -> None:
+    def __init__(self, width: int, groups: int, ops, **kind) -> None:
         super().__init__()
-        self.block_1 = ResBlock(width, width, ops, **kind)
-        self.block_2 = ResBlock(width, width, ops, **kind)
+        self.block_1 = ResBlock(width, width, groups, ops, **kind)
+        self.block_2 = ResBlock(width, width, groups, ops, **kind)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.block_1(x))
@@ -100,10 +103,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks, and a change of size unless it is at the end."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, ops, **kind) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, groups: int, ops, **kind) -> None:
         super().__init__()
         self.block = nn.ModuleList(
-            ResBlock(inputs if i == 0 else outputs, outputs, ops, **kind) for i in range(blocks)
+            ResBlock(inputs if i == 0 else outputs, outputs, groups, ops, **kind) for i in range(blocks)
         )
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
@@ -122,12 +125,12 @@ class Encoder(nn.Module):
         self.conv_in = ops.Conv2d(3, config.base, 3, padding=1, **kind)
         self.down = nn.ModuleList()
         for i, width in enumerate(config.encoder):
-            level = Level(widths[i], width, config.res_blocks, ops, **kind)
+            level = Level(widths[i], width, config.res_blocks, config.groups, ops, **kind)
             if i + 1 < len(config.encoder):
                 level.downsample = Downsample(width, ops, **kind)
             self.down.append(level)
-        self.mid = Middle(widths[-1], ops, **kind)
-        self.norm_out = _norm(widths[-1], ops, **kind)
+        self.mid = Middle(widths[-1], config.groups, ops, **kind)
+        self.norm_out = _norm(widths[-1], config.groups, ops, **kind)
         self.conv_out = ops.Conv2d(widths[-1], config.bits, 3, padding=1, **kind)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -142,14 +145,14 @@ class Decoder(nn.Module):
         super().__init__()
         widths = (*config.decoder, config.decoder[-1])
         self.conv_in = ops.Conv2d(config.bits, widths[-1], 3, padding=1, **kind)
-        self.mid = Middle(widths[-1], ops, **kind)
+        self.mid = Middle(widths[-1], config.groups, ops, **kind)
         self.up = nn.ModuleList()
         for i, width in enumerate(config.decoder):
-            level = Level(widths[i + 1], width, config.res_blocks + 1, ops, **kind)
+            level = Level(widths[i + 1], width, config.res_blocks + 1, config.groups, ops, **kind)
             if i > 0:
                 level.upsample = Upsample(width, ops, **kind)
             self.up.append(level)
-        self.norm_out = _norm(widths[0], ops, **kind)
+        self.norm_out = _norm(widths[0], config.groups, ops, **kind)
         self.conv_out = ops.Conv2d(widths[0], 3, 3, padding=1, **kind)
 
     def forward(self, latents: Tensor) -> Tensor:

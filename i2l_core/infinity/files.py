@@ -144,6 +144,31 @@ def _folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def released_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `transformer_weights`, for a model of one chunk without wrappers. Raises I2LError, by name, for a
+    bias of k, which a released file cannot hold."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        owner = name.removesuffix("qk.weight").removesuffix("qk.bias").removesuffix("mat_kv.bias")
+        if name.endswith(".sa.qk.weight"):
+            found[f"{owner}mat_qkv.weight"] = torch.cat([tensor, weights[f"{owner}v.weight"]])
+        elif name.endswith(".sa.qk.bias"):
+            found[f"{owner}q_bias"], k_bias = tensor.chunk(2)
+            found[f"{owner}v_bias"] = weights[f"{owner}v.bias"]
+            _check_zero(name, k_bias)
+        elif name.endswith(".ca.mat_kv.bias"):
+            k_bias, found[f"{owner}v_bias"] = tensor.chunk(2)
+            _check_zero(name, k_bias)
+        elif not name.endswith((".sa.v.weight", ".sa.v.bias")):
+            found[name] = tensor
+    return found
+
+
+def _check_zero(name: str, k_bias: Tensor) -> None:
+    if k_bias.any():
+        raise I2LError(f"expected no bias of k in {name}; train with it held at zero")
+
+
 def _expected(config: InfinityConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a released file, with blocks counted through, from the module that is built."""
     model = Infinity(config, device="meta")

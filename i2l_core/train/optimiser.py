@@ -32,7 +32,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters with two dimensions, or three where the first one stacks matrices.
+    """For parameters with two dimensions, three where the first one stacks matrices, and convolutions, each as the
+    matrix of its filters.
 
     The update has the root mean square of an AdamW update, so one learning rate fits both.
     """
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes[tuple(p.shape[-2:])].append(p)
+                    shapes[_matrix(p)].append(p)
             for (rows, columns), params in shapes.items():
                 updates = []
                 for p in params:
@@ -65,6 +66,10 @@ class Muon(torch.optim.Optimizer):
                 ):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-group["lr"] * scale)
+
+
+def _matrix(p: Tensor) -> tuple[int, ...]:
+    return (p.shape[0], p[0].numel()) if p.ndim == 4 else tuple(p.shape[-2:])
 
 
 class Optimiser:

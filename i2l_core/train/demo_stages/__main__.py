@@ -1,8 +1,8 @@
 """`python -m i2l_core.train.demo_stages STAGE [--preset cpu|gpu] [--steps N] [--export]`, from the repository's root.
 
 Stages in order: pool, vision, judge, backbone, decoder; then flux2, which learns from the backbone, and what is for it:
-flux2_predictor, structure, brightness. Each resumes from `.runs/STAGE`, writes its losses to
-`.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights` (vision: into its run's
+flux2_predictor, structure, brightness; and infinity_vae, infinity. Each resumes from `.runs/STAGE`, writes its losses
+to `.runs/STAGE/log.csv`, and with --export writes its weights into `i2l_core/demo/weights` (vision: into its run's
 folder). The predictor is trained as any other: `python -m i2l_core train i2l_core/train/configs/tiny-world.toml`.
 """
 
@@ -20,7 +20,18 @@ from ...demo.backbone import BackboneConfig
 from ...demo.flux2 import Flux2Config
 from ..encoder import save_encoder
 from ..plan import Plan
-from . import backbone, brightness, data, decoder, flux2, flux2_predictor, structure, vision
+from . import (
+    backbone,
+    brightness,
+    data,
+    decoder,
+    flux2,
+    flux2_predictor,
+    infinity,
+    infinity_vae,
+    structure,
+    vision,
+)
 
 RUNS = Path(".runs")
 
@@ -56,6 +67,10 @@ PRESETS = {
                 average=0.99,
                 save_every=100,
             ),
+            "infinity_vae": Plan(
+                steps=1200, batch=16, lr=4e-3, seed=81, weight_decay=0.0, average=0.995, save_every=100
+            ),
+            "infinity": Plan(steps=2200, batch=64, lr=4e-3, seed=82, average=0.997, save_every=100),
         },
     ),
     "gpu": Preset(
@@ -69,6 +84,8 @@ PRESETS = {
             "flux2_predictor": Plan(steps=6000, batch=32, lr=1e-3, seed=71, average=0.998),
             "structure": Plan(steps=6000, batch=128, lr=1e-3, seed=72, average=0.998),
             "brightness": Plan(steps=3000, batch=128, lr=2e-3, seed=73, weight_decay=0.0, average=0.998),
+            "infinity_vae": Plan(steps=20000, batch=64, lr=3e-3, seed=81, weight_decay=0.0),
+            "infinity": Plan(steps=40000, batch=256, lr=2e-3, seed=82, average=0.9995),
         },
     ),
 }
@@ -167,6 +184,20 @@ def _brightness(preset: Preset, plan: Plan, options: argparse.Namespace) -> None
         _report(brightness.save(files.WEIGHTS, template))
 
 
+def _infinity_vae(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    run, coder = infinity_vae.train(RUNS / "infinity_vae", plan)
+    if options.export:
+        run.load_average()
+        _report(files.save_infinity_vae(files.WEIGHTS, coder))
+
+
+def _infinity(preset: Preset, plan: Plan, options: argparse.Namespace) -> None:
+    run, network = infinity.train(RUNS / "infinity", plan, not options.no_compile)
+    if options.export:
+        run.load_average()
+        _report(files.save_infinity(files.WEIGHTS, network))
+
+
 def _report(path: Path) -> None:
     sys.stderr.write(f"{path}: {path.stat().st_size / 1e6:.1f} MB\n")
 
@@ -180,6 +211,8 @@ _STAGES = {
     "flux2_predictor": _flux2_predictor,
     "structure": _structure,
     "brightness": _brightness,
+    "infinity_vae": _infinity_vae,
+    "infinity": _infinity,
 }
 
 if __name__ == "__main__":

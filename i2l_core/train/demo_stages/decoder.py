@@ -51,7 +51,7 @@ def train(
         latents = basis.encode(pictures)
         latents = latents + _NOISE * torch.randn(latents.shape, generator=generator)
         restored, target = decoder(latents), pictures.permute(0, 3, 1, 2)  # BHWC -> BCHW
-        return F.mse_loss(restored, target) * 4 + F.l1_loss(restored, target) + 0.5 * _edges(restored, target)
+        return restoration_loss(2 * restored, 2 * target)
 
     @torch.no_grad()
     def measure(step: int) -> dict:
@@ -65,6 +65,12 @@ def train(
 
     run.train(loss, [(100, measure)])
     return run, decoder
+
+
+def restoration_loss(restored: Tensor, target: Tensor) -> Tensor:
+    """Of pictures from -1 to 1: squares, amounts and edges of the error."""
+    a, b = restored / 2, target / 2
+    return F.mse_loss(a, b) * 4 + F.l1_loss(a, b) + 0.5 * _edges(a, b)
 
 
 def _edges(a: Tensor, b: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ from ..log import TrainingLog
 from ..optimiser import Optimiser
 from ..plan import Plan
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 class StageRun:
     """Trains `modules` by calling `loss(step)`; keeps a moving average of the weights."""
@@ -50,7 +52,7 @@ class StageRun:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     def generator(self, step: int) -> tuple[np.random.Generator, torch.Generator]:
         """Fresh random sources that depend on the seed and the step only."""
