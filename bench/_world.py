@@ -88,7 +88,7 @@ class Bench:
             part.requires_grad_(False).to(self.device)
         network = torch.compile(self.backbone, dynamic=False) if compiled else self.backbone
         self.network = cast(Backbone, network)  # what paints and trains
-        self.seen = [self._read(self.references[:, i]) for i in range(n_references)]
+        self.seen = [self.read(self.references[:, i]) for i in range(n_references)]
         self.words = self.words_of(self.targets)
         self.no_words = self.text(self._ids([""]))
 
@@ -143,7 +143,7 @@ class Bench:
 
     def judge(self, pictures: Tensor, asked: Sequence[Content] | None = None) -> Case:
         """`pictures` (S * P, 3, H, W) against the references of their styles, and the prompts or what else is asked."""
-        verdict = self._read(pictures)
+        verdict = self.read(pictures)
         distances = [style_distance(verdict, self.repeated(reference)) for reference in self.seen]
         right = [
             getattr(verdict, f).argmax(1).cpu()
@@ -190,7 +190,8 @@ class Bench:
         noise = torch.randn(len(self.words), 16, 16, 16, generator=torch.Generator().manual_seed(_SEED))
         return noise.to(self.device)
 
-    def _read(self, pictures: Tensor) -> Verdict:
+    def read(self, pictures: Tensor) -> Verdict:
+        """What the judge reads in (N, 3, H, W)."""
         parts = [self.verdict(part) for part in pictures.split(_JUDGED)]
         return Verdict(*(torch.cat([getattr(part, f) for part in parts]) for f in _FIELDS))
 

@@ -1,9 +1,9 @@
 """`python -m bench.study [PART ...] [--styles N] [--steps N]`: the study, part by part, as JSON in docs/study.
 
-Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates, tone, structure; without
-one, all. Each is written when it is done, so a run that was stopped goes on with `--missing`. What is compared with (an
-adapter, pairs of equal content) is measured where `python -m bench.study.variants` has trained it. `plots` draws what
-has been measured, `sheet` twelve styles.
+Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates, tone, structure, infinity;
+without one, all. Each is written when it is done, so a run that was stopped goes on with `--missing`. What is compared
+with (an adapter, pairs of equal content) is measured where `python -m bench.study.variants` has trained it. `plots`
+draws what has been measured, `sheet` twelve styles.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import (
     curves,
     fidelity,
     guidance,
+    infinity,
     leakage,
     learned,
     plots,
@@ -64,6 +65,7 @@ PARTS = {
     "templates": Part(templates.run, 64, 4, samples=False),
     "tone": Part(tone.run, 96, 1),
     "structure": Part(structure.run, 500, 1),
+    "infinity": Part(infinity.run, 500, 4, samples=False),
 }
 DRAWN = ("plots", "sheet")
 

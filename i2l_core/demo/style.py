@@ -15,7 +15,7 @@ TECHNIQUES = (
 
 # Hue in turns at the middle of each named band; names are what prompts use.
 HUE_NAMES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
-_HUE_CENTRES = (0.0, 0.075, 0.145, 0.34, 0.49, 0.61, 0.76, 0.89)
+HUE_CENTRES = (0.0, 0.075, 0.145, 0.34, 0.49, 0.61, 0.76, 0.89)
 
 _HELD_OUT_SHARE = 0.15
 
@@ -75,5 +75,5 @@ def sample_style(rng: np.random.Generator, held_out: bool | None) -> Style:
 
 
 def hue_name(hue: float) -> str:
-    gaps = [min(abs(hue - c) % 1, 1 - abs(hue - c) % 1) for c in _HUE_CENTRES]
+    gaps = [min(abs(hue - c) % 1, 1 - abs(hue - c) % 1) for c in HUE_CENTRES]
     return HUE_NAMES[int(np.argmin(gaps))]

@@ -22,6 +22,7 @@ from ...checks import listed
 from ...errors import I2LError
 from ...infinity.config import InfinityConfig
 from ...infinity.files import CODER, check_transformer, joined, kind_of, shard_names, transformer_weights
+from ...infinity.scales import Scales
 from ...infinity.transformer import Infinity
 from .read import check_values, read_weights, shapes_of
 
@@ -35,12 +36,14 @@ _PRECISE_IN_BLOCKS = (".ada_gss", ".scale_mul_1H11", ".ca_norm.weight", ".ca_nor
 
 @dataclass(frozen=True)
 class InfinityModel:
-    """`dtype`: what products are computed in. `name`: of the file."""
+    """`dtype`: what products are computed in. `name`: of the file. `scales`: of a model that draws one size alone;
+    None: any of the released ones."""
 
     patcher: ModelPatcher
     config: InfinityConfig
     dtype: torch.dtype
     name: str
+    scales: Scales | None = None
 
     @property
     def network(self) -> Infinity:
@@ -59,17 +62,31 @@ def load_model(path: Path, float8: bool = False, disable_dynamic: bool = False) 
     transformer.
     """
     weights, config = _read(path)
+    model = model_of(weights, config, path.name, float8, disable_dynamic)
+    model.patcher.cached_patcher_init = (load_patcher, (path, float8))  # for several GPUs
+    return model
+
+
+def model_of(
+    weights: dict[str, Tensor],
+    config: InfinityConfig,
+    name: str,
+    float8: bool = False,
+    disable_dynamic: bool = False,
+) -> InfinityModel:
+    """A transformer from the weights of a checked file, under their released names. `weights` is emptied, so that each
+    is freed once it is converted."""
     found = transformer_weights(weights)
-    del weights  # so that each is freed once it is converted
+    weights.clear()
     device = comfy.model_management.get_torch_device()
     dtype, computed = _dtypes(found, device)
-    types = {name: _stored_as(name, tensor, dtype, float8) for name, tensor in found.items()}
+    types = {key: _stored_as(key, tensor, dtype, float8) for key, tensor in found.items()}
     casting: Any = comfy.ops.manual_cast  # stands for torch.nn
     network = Infinity(config, casting, device="meta", dtype=dtype)
     kept: dict[str, Tensor] = {}
     while found:
-        name, tensor = found.popitem()
-        kept[name] = tensor.to(types[name])
+        key, tensor = found.popitem()
+        kept[key] = tensor.to(types[key])
     network.load_state_dict(kept, strict=True, assign=True)
     network.requires_grad_(False)
     # looked up now: ComfyUI chooses the class of patcher when it starts
@@ -78,8 +95,7 @@ def load_model(path: Path, float8: bool = False, disable_dynamic: bool = False) 
     patcher = kind(
         network.eval(), load_device=device, offload_device=comfy.model_management.unet_offload_device()
     )
-    patcher.cached_patcher_init = (load_patcher, (path, float8))  # for several GPUs
-    return InfinityModel(patcher, config, computed, path.name)
+    return InfinityModel(patcher, config, computed, name)
 
 
 def load_patcher(path: Path, float8: bool, disable_dynamic: bool = False) -> ModelPatcher:

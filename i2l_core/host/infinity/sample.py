@@ -58,7 +58,7 @@ def sample(model: InfinityModel, request: Request, preview: InfinityVAE | None =
         raise I2LError(
             f"expected an aspect of {', '.join(ASPECTS)}, got {request.aspect}; choose one of them"
         )
-    scales = scales_of(ASPECTS[request.aspect], request.size)
+    scales = _scales(model, request)
     count = len(scales.maps)
     drawing = Drawing(
         scales,
@@ -78,6 +78,19 @@ def sample(model: InfinityModel, request: Request, preview: InfinityVAE | None =
     styling = styling_of(request.style, model, drawing, sampling)
     last = styling.structure is not None and styling.structure[1] >= count
     return run(model, drawing, sampling, replace(styling, content=last), preview)
+
+
+def _scales(model: InfinityModel, request: Request) -> Scales:
+    if model.scales is None:
+        return scales_of(ASPECTS[request.aspect], request.size)
+    ratio = model.scales.last[0] / model.scales.last[1]
+    if ASPECTS[request.aspect] != ratio:
+        own = next(name for name, of in ASPECTS.items() if of == ratio)
+        height, width = model.scales.pixels
+        raise I2LError(
+            f"{model.name} draws pictures of {width} x {height} alone, not {request.aspect}; set aspect to {own}"
+        )
+    return model.scales
 
 
 def guidance_of(cfg: float, curve: str, count: int) -> list[float]:
