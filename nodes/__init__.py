@@ -9,6 +9,7 @@ from .demo import LoadI2LDemo
 from .folder import ImagesFromFolder
 from .fuse import FuseLoRAs
 from .guide import AsymmetricCFG, AsymmetricGuider
+from .infinity_demo import LoadInfinityDemo
 from .infinity_load import LoadInfinity, LoadInfinityTextEncoder, LoadInfinityVAE
 from .infinity_sample import InfinitySampler
 from .infinity_start import InfinityStartFromPicture
@@ -69,6 +70,7 @@ NODES = (
     InfinityStyleFromWords,
     InfinityStartFromPicture,
     InfinitySampler,
+    LoadInfinityDemo,
 )
 
 

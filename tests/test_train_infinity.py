@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from i2l.i2l_core.demo.infinity import BITS, SCALES, TRANSFORMER
+from i2l.i2l_core.demo.pool import Pool
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.infinity.bits import features, quantised
+from i2l.i2l_core.infinity.bits import features
 from i2l.i2l_core.infinity.files import check_transformer, released_weights, transformer_weights
 from i2l.i2l_core.infinity.paths import Drawing, Sampling, draw
 from i2l.i2l_core.train.demo_stages.infinity import Taught, build, self_corrected
+from i2l.i2l_core.train.demo_stages.infinity_code import as_input, fit, mixing, put_into
+from i2l.i2l_core.train.demo_stages.infinity_vae import build as build_coder
 
 TOKENS = sum(SCALES.counts)
 
@@ -72,13 +75,20 @@ def test_all_scales_at_once_give_the_logits_of_one_after_the_other():
     torch.testing.assert_close(of_bits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_coder_learns_through_signs():
-    latents = _latents().requires_grad_()
-    total = quantised(latents, SCALES)
-    torch.testing.assert_close(total, features(latents.detach(), SCALES, False).sums[-1])
-    total.square().sum().backward()
-    assert latents.grad is not None
-    assert latents.grad.abs().sum() > 0
+def test_the_encoder_computes_the_linear_code():
+    generator = torch.Generator().manual_seed(2)
+    pictures = torch.rand(24, 3, 8, 8, generator=generator)
+    pictures = torch.nn.functional.interpolate(pictures, size=(128, 128), mode="bilinear") * 2 - 1
+    rows = (pictures.permute(0, 2, 3, 1) * 127.5 + 127.5).round().to(torch.uint8).numpy()  # BCHW -> BHWC
+    pool = Pool(rows[:, None], rows[:, None, ..., 0], (), ())
+    code, coder = fit(pool), build_coder(1)
+    torch.testing.assert_close(mixing() @ mixing().T, torch.eye(BITS))
+    seen = as_input(rows)
+    put_into(coder.encoder, code, seen)
+    with torch.no_grad():
+        found, wanted = coder.encode(seen), code.encode(seen)
+    assert wanted.square().sum(1).mean().sqrt() == pytest.approx(2.0, rel=0.02)
+    assert (found - wanted).square().mean().sqrt() < 0.05 * wanted.square().mean().sqrt()
 
 
 def test_a_trained_network_is_written_as_a_released_one():

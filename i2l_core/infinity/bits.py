@@ -86,15 +86,3 @@ def check_bits(bits: Sequence[Tensor], scales: Scales, token_bits: int) -> None:
                 f"expected {count} tokens of {token_bits} bits at scale {number}, got {tuple(found.shape)}; "
                 "take the bits of a picture encoded at this size by this model's VAE"
             )
-
-
-def quantised(latent: Tensor, scales: Scales) -> Tensor:
-    """F_S of latents (B, d, H, W) without patchify, for training: signs have no gradient, so each scale has that of its
-    values at length 1 (arXiv 2412.04431, 3.2)."""
-    left, total = latent, torch.zeros_like(latent)
-    for size in scales.maps:
-        normal = F.normalize(F.interpolate(left, size=size, mode="area"), dim=1)
-        signs = torch.where(normal > 0, 1.0, -1.0) / normal.shape[1] ** 0.5
-        code = resized(normal + (signs - normal).detach(), scales.last)
-        left, total = left - code.detach(), total + code
-    return total

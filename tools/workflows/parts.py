@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .graph import NEGATIVE, PLAIN, POSITIVE, Look, Node, Socket, Workflow
+from .graph import FIRST, NEGATIVE, PLAIN, POSITIVE, Look, Node, Socket, Workflow
 
 PICTURE = 280  # width of a node that loads a picture
 CARD = 130  # pixels below a node, for the card that it shows after a run
 DEMO_STEPS, DEMO_CFG = 20, 3.0
+ROW = 420  # from the top of one row of results to that of the next
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,8 @@ def sampled(
 
 def decoded(flow: Workflow, latent: Socket, vae: Socket, look: Look = PLAIN) -> Socket:
     return flow.add("VAEDecode", look, samples=latent, vae=vae)["image"]
+
+
+def top_of(row: int) -> float:
+    """Of a row of results."""
+    return FIRST + row * ROW

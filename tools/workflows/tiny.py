@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .graph import AMBER, BLUE, FIRST, GREEN, PLAIN, POSITIVE, PURPLE, Look, Socket, Workflow
+from .graph import AMBER, BLUE, GREEN, PLAIN, POSITIVE, PURPLE, Look, Socket, Workflow
 from .parts import (
     CARD,
     PICTURE,
@@ -19,10 +19,10 @@ from .parts import (
     seed,
     square,
     texts,
+    top_of,
 )
 
 EXAMPLES = "(examples of i2L)"
-ROW = 420  # from the top of one row of results to that of the next
 
 
 def start_here(flow: Workflow) -> None:
@@ -120,7 +120,7 @@ def asymmetric_guidance(flow: Workflow) -> None:
     flow.group("4  Plain and asymmetric", PURPLE, 300, 300, 300)
     neutral = {"neutral": lora["neutral"], "neutral_strength": 1.0}
     for row, title in enumerate(("Plain CFG", "Asymmetric CFG")):
-        look = Look(title, y=_top(row))
+        look = Look(title, y=top_of(row))
         if row == 0:
             model = applied(flow, world.model, lora["lora"], look)
         else:
@@ -248,7 +248,7 @@ def structure_brightness(flow: Workflow) -> None:
     sides = {"positive": prompts[0], "negative": prompts[1]}
     world = World(model, clip, vae, predictor)
     for row, (title, inputs) in enumerate((("Style", None), ("+ structure", place), ("+ brightness", light))):
-        look = Look(title, y=_top(row))
+        look = Look(title, y=top_of(row))
         if inputs is not None:
             added = flow.add("ApplyTemplate", replace(look, room=60), **sides, inputs=inputs)
             sides = {"positive": added["positive"], "negative": added["negative"]}
@@ -306,7 +306,7 @@ def _result(
     title: str,
 ) -> None:
     """A row: a LoRA applied, a picture drawn with it and shown."""
-    look = Look(title, y=_top(row))
+    look = Look(title, y=top_of(row))
     model = applied(flow, world.model, lora, look)
     _drawn(flow, world, sampled(flow, model, prompts, latent, same, replace(look, column=1)), look)
 
@@ -315,10 +315,6 @@ def _drawn(flow: Workflow, world: World, latent: Socket, look: Look) -> None:
     picture = decoded(flow, latent, world.vae, Look(column=1))
     look = replace(look, column=2, height=340)
     flow.add("SaveImage", look, images=picture, filename_prefix=f"i2l/{flow.name}")
-
-
-def _top(row: int) -> float:
-    return FIRST + row * ROW
 
 
 TINY = {

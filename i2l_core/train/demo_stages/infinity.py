@@ -1,4 +1,4 @@
-"""Stage `infinity`: the transformer of the demo world's Infinity, on latents of the trained picture coder.
+"""Stage `infinity`: the transformer of the demo world's Infinity, on the codes of its encoder.
 
 All scales of a picture are learned at once: a mask hides later ones. Some bits of the input are flipped and what
 follows is computed again from them, so that the model learns to correct what it drew (arXiv 2412.04431, 3.4). In the
@@ -12,26 +12,23 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...demo import files
 from ...demo.infinity import SCALES, TRANSFORMER
 from ...demo.pool import Pool
 from ...infinity.bits import as_tokens, codes, resized
-from ...infinity.coder import Coder
 from ...infinity.rope import Rotation, rotation
 from ...infinity.transformer import Infinity
 from ..plan import Plan
 from .backbone import MaskHead, mask_targets
 from .data import draw_prompt, token_ids, train_pool
-from .infinity_code import as_input
+from .infinity_code import LinearCode, as_input, fit
 from .run import StageRun
 
 _FLIPPED = 0.2  # at most this share of the bits, drawn for each picture
 _TAP = 4  # the block after which the head reads
 _MASK_WEIGHT = 0.3
-_LATENTS = "latents.safetensors"
 
 
 class Taught(nn.Module):
@@ -150,7 +147,7 @@ def self_corrected(latents: Tensor, flips: Tensor) -> tuple[Tensor, list[Tensor]
 
 def train(folder: Path, plan: Plan, compiled: bool) -> tuple[StageRun, Infinity]:
     pool = train_pool()
-    latents = latents_of(pool, files.load_infinity_vae(), folder)
+    latents = latents_of(pool, fit(pool))
     _, text = files.load_backbone()
     text.requires_grad_(False)
     model, head = build(plan.seed)
@@ -178,19 +175,12 @@ def train(folder: Path, plan: Plan, compiled: bool) -> tuple[StageRun, Infinity]
     return run, model
 
 
-@torch.no_grad()
-def latents_of(pool: Pool, coder: Coder, folder: Path, block: int = 32) -> Tensor:
-    """Latents of a whole pool (styles, per_style, d, H, W) float16; kept in the folder of the run."""
-    path = folder / _LATENTS
-    if path.exists():
-        return load_file(path)["latents"]
+def latents_of(pool: Pool, code: LinearCode, block: int = 100) -> Tensor:
+    """Latents of a whole pool (styles, per_style, d, H, W) float16."""
     found = [
-        coder.encode(
+        code.encode(
             as_input(pool.pictures[start : start + block].reshape(-1, *pool.pictures.shape[2:]))
         ).half()
         for start in range(0, len(pool.styles), block)
     ]
-    latents = torch.cat(found).unflatten(0, (len(pool.styles), -1))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"latents": latents}, path)
-    return latents
+    return torch.cat(found).unflatten(0, (len(pool.styles), -1))

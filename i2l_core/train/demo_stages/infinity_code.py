@@ -1,8 +1,8 @@
-"""The linear code that the encoder of the demo world's Infinity starts from.
+"""The linear code that the encoder of the demo world's Infinity computes.
 
-A convolutional encoder with signs behind it learns slowly from nothing. A linear code of patches learns in a minute,
-and the encoder can compute it: its residual branches start at zero, its strided convolutions gather 2 x 2 places, and a
-pair of channels x and -x passes the last activation, silu(x) - silu(-x) = x.
+A convolutional encoder with signs behind it learns slowly from nothing. The principal components of patches are as good
+a code at once, and the encoder can compute them: its residual branches are zero, its strided convolutions gather 2 x 2
+places, and a pair of channels x and -x passes the last activation, silu(x) - silu(-x) = x.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...demo.infinity import BITS, CODER, SCALES
+from ...demo.infinity import BITS, CODER
 from ...demo.pool import Pool
-from ...infinity.bits import quantised
 from ...infinity.coder import Encoder
-from .decoder import restoration_loss
 
-_STEPS, _BATCH, _LR = 1200, 32, 2e-3
 _SAMPLE = 1500  # pictures for the components
+_POWER = 0.25  # of a component's deviation that is divided out: 0 none, 1 all
+_LENGTH = 2.0  # root mean square of a code: what three scales of length 1 reach well
+_MIXED = 4  # components that share their bits: with one bit each the small ones would be mostly wrong
 _STEADY = 3.0  # constant channels beside the code: the last norm divides by hardly more than them
 
 
@@ -34,33 +34,30 @@ class LinearCode:
     bias: Tensor
 
     def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) from -1 to 1 -> (B, bits, H / cell, W / cell)."""
         return F.conv2d(pictures, self.weight, self.bias, stride=CODER.cell)
 
 
-def fit(pool: Pool, seed: int) -> LinearCode:
-    """From the principal components of patches, trained with a linear decoder behind the signs."""
-    rng = np.random.default_rng(seed)
+def fit(pool: Pool) -> LinearCode:
+    """From the principal components of the pool's patches."""
     cell = CODER.cell
     patches = F.unfold(as_input(pool.pictures[:_SAMPLE, 0]), cell, stride=cell).mT.flatten(0, 1)
     mean, values, vectors = _components(patches, BITS)
-    scale = values**-0.25  # half-way to equal sizes: large components need several scales
-    scale = scale / (values * scale.square()).sum().sqrt()
-    code = [(vectors * scale).T.contiguous(), -mean @ (vectors * scale)]
-    decode = [(vectors / scale).contiguous(), mean.clone()]
-    params = [p.requires_grad_() for p in (*code, *decode)]
-    optimiser = torch.optim.Adam(params, _LR, betas=(0.9, 0.98))
-    for step in range(_STEPS):
-        for group in optimiser.param_groups:
-            group["lr"] = _LR * min(1.0, (step + 1) / 50, (_STEPS - step) / (0.4 * _STEPS))
-        styles = rng.integers(len(pool.styles), size=_BATCH)
-        pictures = as_input(pool.pictures[styles, rng.integers(pool.pictures.shape[1], size=_BATCH)])
-        latents = LinearCode(code[0].view(BITS, 3, cell, cell), code[1]).encode(pictures)
-        columns = decode[0] @ quantised(latents, SCALES).flatten(2) + decode[1][:, None]
-        loss = restoration_loss(F.fold(columns, SCALES.pixels, cell, stride=cell), pictures)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return LinearCode(code[0].detach().view(BITS, 3, cell, cell), code[1].detach())
+    scale = values ** (-_POWER / 2)
+    scale = scale * _LENGTH / (values * scale.square()).sum().sqrt()
+    code = vectors * scale @ mixing()
+    return LinearCode(code.T.reshape(BITS, 3, cell, cell).contiguous(), -mean @ code)
+
+
+def mixing() -> Tensor:
+    """(bits, bits), orthogonal: each group of a large, two middle and a small component is mixed evenly."""
+    hadamard = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    groups = BITS // _MIXED
+    matrix = torch.zeros(BITS, BITS)
+    for group in range(groups):
+        rows = torch.arange(_MIXED) * groups + group
+        matrix[rows[:, None], rows[None]] = hadamard
+    return matrix
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """Stage `infinity_vae`: the picture coder of the demo world's Infinity.
 
-The encoder starts from a linear code (infinity_code.py). In the first part of the steps the decoder learns alone,
-from crops of half the size at a quarter of the cost: convolutions learn alike from them. Then both learn from whole
-pictures.
+The encoder computes a linear code (infinity_code.py), so only the decoder learns: from crops of half the size, at a
+quarter of the cost, then from whole pictures.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from torch import Tensor
 from ...demo import files
 from ...demo.infinity import CODER, SCALES
 from ...demo.judge import style_distance
-from ...infinity.bits import features, quantised
+from ...infinity.bits import features
 from ...infinity.coder import Coder
 from ...infinity.scales import Scales
 from ..plan import Plan
 from .data import test_pool, train_pool
 from .decoder import restoration_loss
 from .infinity_code import as_input, fit, put_into
-from .run import CHECKPOINT, StageRun
+from .run import StageRun
 
-_CROPPED = 0.6  # of the steps
+_CROPPED = 0.65  # of the steps
 _HALVED = Scales(tuple((-(-h // 2), -(-w // 2)) for h, w in SCALES.maps), (4, 4))
 _MEASURED = 96  # unseen pictures
 
@@ -35,22 +34,22 @@ def build(seed: int) -> Coder:
     torch.manual_seed(seed)
     coder = Coder(CODER)
     for name, p in coder.named_parameters():
-        if name.endswith("conv2.weight"):  # residual branches start small
+        if name.startswith("decoder.") and name.endswith("conv2.weight"):  # residual branches start small
             torch.nn.init.normal_(p, std=0.01)
     return coder
 
 
 def is_hidden_filter(name: str, p: Tensor) -> bool:
-    """Whether Muon updates this parameter: all convolutions but those from and to pixels."""
-    return p.ndim == 4 and not name.endswith(("encoder.conv_in.weight", "decoder.conv_out.weight"))
+    """Whether Muon updates this parameter: all convolutions but the one to pixels."""
+    return p.ndim == 4 and not name.endswith("conv_out.weight")
 
 
 def train(folder: Path, plan: Plan) -> tuple[StageRun, Coder]:
     pool, unseen, judge = train_pool(), test_pool(), files.load_judge()
     coder = build(plan.seed)
-    if not (folder / CHECKPOINT).exists():
-        put_into(coder.encoder, fit(pool, plan.seed), as_input(pool.pictures[:500, 0]))
-    run = StageRun(folder, plan, {"infinity_vae": coder}, is_hidden_filter)
+    code = fit(pool)
+    put_into(coder.encoder, code, as_input(pool.pictures[:500, 0]))
+    run = StageRun(folder, plan, {"decoder": coder.decoder}, is_hidden_filter)
 
     def loss(step: int) -> Tensor:
         rng, _ = run.generator(step)
@@ -64,8 +63,8 @@ def train(folder: Path, plan: Plan) -> tuple[StageRun, Coder]:
             for s, r, j, i in zip(styles, rows, y, x, strict=True)
         ]
         pictures = as_input(np.stack(crops))
-        coder.encoder.requires_grad_(scales is SCALES)
-        return restoration_loss(coder.decoder(quantised(coder.encode(pictures), scales)), pictures)
+        sums = features(code.encode(pictures), scales, False).sums
+        return restoration_loss(coder.decoder(sums[-1]), pictures)
 
     @torch.no_grad()
     def measure(step: int) -> dict:

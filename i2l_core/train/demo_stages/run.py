@@ -24,8 +24,6 @@ from ..log import TrainingLog
 from ..optimiser import Optimiser
 from ..plan import Plan
 
-CHECKPOINT = "checkpoint.safetensors"
-
 
 class StageRun:
     """Trains `modules` by calling `loss(step)`; keeps a moving average of the weights."""
@@ -52,7 +50,7 @@ class StageRun:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
+        return self.folder / "checkpoint.safetensors"
 
     def generator(self, step: int) -> tuple[np.random.Generator, torch.Generator]:
         """Fresh random sources that depend on the seed and the step only."""

@@ -1,0 +1,168 @@
+"""Workflows on the demo's Infinity: they run anywhere, without a download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .graph import AMBER, BLUE, GREEN, PICTURE, PLAIN, POSITIVE, PURPLE, Look, Node, Socket, Workflow
+from .parts import CARD, decoded, seed, top_of
+from .parts import PICTURE as WIDE
+
+SEED = 7
+SCALES = 7  # of the demo's Infinity
+
+
+def infinity_style(flow: Workflow) -> None:
+    flow.group("1  A picture of the style", BLUE, WIDE)
+    reference = flow.picture("blueprint_1.png", Look("The style"))["image"]
+    flow.group("2  Infinity, and its style", GREEN, 300)
+    node = _demo(flow)
+    style = flow.add("InfinityStyle", vae=node["vae"], image=reference)["style"]
+    flow.group("3  What to draw", AMBER, 340)
+    said = _prompt(flow, node["clip"], "two stars in the middle")
+    flow.group("4  With the style, and without it", PURPLE, 320, 320)
+    drawn = _sampled(flow, node["model"], said, SEED, node["vae"], style=style)
+    for row, (title, name) in enumerate((("In the style", "latent"), ("Without the style", "content"))):
+        _shown(flow, drawn[name], node["vae"], Look(title, 1, top_of(row)))
+
+
+def infinity_words(flow: Workflow) -> None:
+    flow.group("1  Infinity, and words for the style", GREEN, 340)
+    node = _demo(flow)
+    words = flow.add(
+        "CLIPTextEncode",
+        Look("The style", height=120, colors=POSITIVE),
+        clip=node["clip"],
+        text="neon, pink on blue",
+    )["conditioning"]
+    style = flow.add("InfinityStyleFromWords", conditioning=words)["style"]
+    same = seed(flow, SEED)
+    flow.group("2  What to draw", AMBER, 340)
+    asked = [
+        _prompt(flow, node["clip"], f"{words}, neon, pink on blue", f"Picture {i}", top_of(i - 1))
+        for i, words in enumerate(
+            ("one house on the left", "two fish at the top", "one tree on the right"), 1
+        )
+    ]
+    flow.group("3  One style in all of them", PURPLE, 320, 320)
+    for row, said in enumerate(asked):
+        look = Look(f"Picture {row + 1}", y=top_of(row))
+        drawn = _sampled(flow, node["model"], said, same, node["vae"], look, style=style)
+        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+
+
+def infinity_alpha(flow: Workflow) -> None:
+    flow.group("1  A picture of the style", BLUE, WIDE)
+    reference = flow.picture("glass_4.png", Look("The style"))["image"]
+    flow.group("2  Infinity, and what to draw", AMBER, 340)
+    node = _demo(flow)
+    said = _prompt(flow, node["clip"], "one mushroom in the middle")
+    same = seed(flow, SEED)
+    flow.group("3  How much of the style", GREEN, 300)
+    styles = [
+        flow.add(
+            "InfinityStyle", Look(f"alpha {a:g}", y=top_of(row)), vae=node["vae"], image=reference, alpha=a
+        )
+        for row, a in enumerate((0.0, 1.0, 5.0))
+    ]
+    flow.group("4  The same prompt and seed", PURPLE, 320, 320)
+    for row, (title, style) in enumerate(
+        zip(
+            ("alpha 0: all of it", "alpha 1: as in the paper", "alpha 5: the main colours"),
+            styles,
+            strict=True,
+        )
+    ):
+        look = Look(title, y=top_of(row))
+        drawn = _sampled(flow, node["model"], said, same, node["vae"], look, style=style["style"])
+        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+
+
+def infinity_two_prompts(flow: Workflow) -> None:
+    flow.group("1  Infinity", GREEN, 300)
+    node = _demo(flow)
+    same = seed(flow, SEED)
+    flow.group("2  Layout from one prompt, details from another", AMBER, 340, 280)
+    both = []
+    for number, (title, words, start, end) in enumerate(
+        (
+            ("Layout", "three moons on the left, watercolour, teal on yellow", 0.0, 0.45),
+            ("Details", "three stars on the left, neon, pink on blue", 0.45, 1.0),
+        )
+    ):
+        said = _prompt(flow, node["clip"], words, title, top_of(number))
+        look = Look(f"{title}: which scales", 1, top_of(number))
+        ranged = flow.add("ConditioningSetTimestepRange", look, conditioning=said, start=start, end=end)
+        both.append((said, ranged["conditioning"]))
+    look = Look("Both", 1, top_of(1) + 160)
+    joined = flow.add("ConditioningCombine", look, conditioning_1=both[0][1], conditioning_2=both[1][1])
+    flow.group("3  One alone, the other alone, both", PURPLE, 320, 320)
+    each = (("Layout alone", both[0][0]), ("Details alone", both[1][0]), ("Both", joined["conditioning"]))
+    for row, (title, said) in enumerate(each):
+        look = Look(title, y=top_of(row))
+        drawn = _sampled(flow, node["model"], said, same, node["vae"], look)
+        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+
+
+def infinity_restyle(flow: Workflow) -> None:
+    flow.group("1  Your picture, and the style", BLUE, WIDE)
+    scene = flow.picture("scene.png", Look("Your picture"))["image"]
+    reference = flow.picture("neon_1.png", Look("The style"))["image"]
+    flow.group("2  Infinity, its style, and where it starts", GREEN, 300)
+    node = _demo(flow)
+    style = flow.add("InfinityStyle", vae=node["vae"], image=reference)["style"]
+    latent = flow.add("VAEEncode", pixels=scene, vae=node["vae"])["latent"]
+    start = flow.add("InfinityStartFromPicture", latent=latent, scales_kept=SCALES)["start"]
+    flow.group("3  What it shows", AMBER, 340)
+    said = _prompt(flow, node["clip"], "two houses in the middle")
+    flow.group("4  Your picture in the style", PURPLE, 320, 320)
+    drawn = _sampled(flow, node["model"], said, SEED, node["vae"], style=style, start=start)
+    for row, (title, name) in enumerate((("In the style", "latent"), ("As Infinity sees it", "content"))):
+        _shown(flow, drawn[name], node["vae"], Look(title, 1, top_of(row)))
+
+
+def _demo(flow: Workflow) -> Node:
+    return flow.add("LoadInfinityDemo", Look(height=86))
+
+
+def _prompt(
+    flow: Workflow, clip: Socket, words: str, title: str = "Draw this", y: float | None = None
+) -> Socket:
+    look = Look(title, y=y, height=120, colors=POSITIVE)
+    return flow.add("CLIPTextEncode", look, clip=clip, text=words)["conditioning"]
+
+
+def _sampled(
+    flow: Workflow,
+    model: Socket,
+    positive: Socket,
+    seed: Socket | int,
+    vae: Socket,
+    look: Look = PLAIN,
+    **more: Socket,
+) -> Node:
+    return flow.add(
+        "InfinitySampler",
+        replace(look, room=CARD),
+        model=model,
+        positive=positive,
+        seed=seed,
+        preview_vae=vae,
+        **more,
+    )
+
+
+def _shown(flow: Workflow, latent: Socket, vae: Socket, look: Look) -> None:
+    picture = decoded(flow, latent, vae, look)
+    flow.add(
+        "SaveImage", replace(look, y=None, height=PICTURE), images=picture, filename_prefix=f"i2l/{flow.name}"
+    )
+
+
+INFINITY = {
+    "infinity_style": infinity_style,
+    "infinity_words": infinity_words,
+    "infinity_alpha": infinity_alpha,
+    "infinity_two_prompts": infinity_two_prompts,
+    "infinity_restyle": infinity_restyle,
+}
