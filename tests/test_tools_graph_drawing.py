@@ -7,10 +7,10 @@ import json
 import pytest
 from PIL import ImageColor
 
+from i2l.tools.card_drawing import ACCENT
 from i2l.tools.graph_drawing import MARGIN, Box, Link, graph
 from i2l.tools.host import ROOT
 from i2l.tools.infinity_graphs import pictures
-from i2l.tools.template_pictures import ACCENT
 
 PAIR = [[Box("A", (), ("model",))], [Box("B", ("model",))]]
 FROM_A = ("A", "model")

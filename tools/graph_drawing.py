@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .template_pictures import ACCENT, GROUND, INK, PANEL, SOFT
+from .card_drawing import ACCENT, GROUND, INK, PANEL, SOFT
 
 WIDTH, GAP, ROW, TITLE, MARGIN = (
     200,

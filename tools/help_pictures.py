@@ -18,11 +18,12 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from .api_graph import PREDICT, Prompt, nodes_of, pictures_of, with_text, without_lora
+from .card_drawing import FOLDER, GROUND, INK
 from .comfy_client import ComfyClient, ComfyError
 from .comfy_server import ComfyServer
 from .host import ROOT
 from .infinity_graphs import pictures as infinity_graphs
-from .template_pictures import FOLDER, GROUND, INK, QUALITY, prompt_of
+from .template_pictures import QUALITY, prompt_of
 
 DOCS = ROOT / "web" / "docs"
 CARDS = {  # node -> the workflow whose card shows it

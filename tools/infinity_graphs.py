@@ -15,6 +15,7 @@ _ENCODE = Box("VAE Encode", ("pixels", "vae"), ("latent",))
 _STYLE = Box("Infinity Style", ("vae", "image"), ("style",))
 _WORDS = Box("Infinity Style from Words", ("conditioning",), ("style",))
 _START = Box("Infinity Start from Picture", ("latent",), ("start",))
+_DEMO = Box("Load Infinity Demo", (), ("model", "clip", "vae"))
 _DECODE = Box("VAE Decode", ("samples", "vae"), ("image",))
 
 
@@ -81,6 +82,18 @@ def _started(shown: Box) -> Image.Image:
     return graph(columns, links, shown.title)
 
 
+def _demo(shown: Box) -> Image.Image:
+    sampler = _sampler("style")
+    columns = [[_PICTURE, _DEMO], [_PROMPT, _STYLE], [sampler]]
+    links = [
+        *(Link((_DEMO.title, name), (end.title, entry)) for name, end, entry in (
+            ("model", sampler, "model"), ("clip", _PROMPT, "clip"), ("vae", _STYLE, "vae"),
+        )),
+        *_links((_PICTURE, _STYLE, "image"), (_PROMPT, sampler, "positive"), (_STYLE, sampler, "style")),
+    ]  # fmt: skip
+    return graph(columns, links, shown.title)
+
+
 def pictures() -> dict[str, Image.Image]:
     """Node id -> its picture."""
     return {
@@ -91,4 +104,5 @@ def pictures() -> dict[str, Image.Image]:
         "InfinityStyleFromWords": _by_words(_WORDS),
         "InfinityStartFromPicture": _started(_START),
         "InfinitySampler": _styled(_sampler()),
+        "LoadInfinityDemo": _demo(_DEMO),
     }

@@ -68,7 +68,7 @@ PRESETS = {
                 save_every=100,
             ),
             "infinity_vae": Plan(
-                steps=1000, batch=16, lr=4e-3, seed=81, weight_decay=0.0, average=0.995, save_every=100
+                steps=1600, batch=16, lr=4e-3, seed=81, weight_decay=0.0, average=0.995, save_every=100
             ),
             "infinity": Plan(steps=2200, batch=64, lr=4e-3, seed=82, average=0.997, save_every=100),
         },

@@ -73,10 +73,10 @@ class Taught(nn.Module):
             )
             if number + 1 == _TAP:
                 tapped = x
-        logits = model.logits(x, prompt)
+        logits = model.logits(x, prompt).float()
         wrong = F.binary_cross_entropy_with_logits(logits[..., 1] - logits[..., 0], bits, reduction="none")
         outlines = self.head(tapped[:, -SCALES.counts[-1] :])
-        return (wrong * self._weight).sum(1).mean(), F.binary_cross_entropy_with_logits(outlines, cover)
+        return (wrong * self._weight).sum(1).mean(), F.binary_cross_entropy_with_logits(outlines.float(), cover)
 
 
 class _Nothing:
@@ -167,7 +167,9 @@ def train(folder: Path, plan: Plan, compiled: bool) -> tuple[StageRun, Infinity]
         bits, inputs = self_corrected(latents[styles, rows].float(), flips)
         cover = mask_targets(torch.from_numpy(pool.masks[styles, rows]))
         empty = torch.tensor([not prompt for prompt in prompts])
-        of_bits, outline = taught(text(token_ids(prompts)), empty, inputs, bits, cover)
+        states = text(token_ids(prompts))
+        with torch.autocast("cpu", torch.bfloat16):  # products; sums and weights stay float32
+            of_bits, outline = taught(states, empty, inputs, bits, cover)
         parts.update(bits=round(float(of_bits.detach()), 4), outline=round(float(outline.detach()), 4))
         return of_bits + _MASK_WEIGHT * outline
 
