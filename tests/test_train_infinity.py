@@ -24,7 +24,7 @@ def _latents(rows: int = 2) -> torch.Tensor:
 
 def _stirred():
     """A network whose every weight matters."""
-    model, head = build(5)
+    model, head = build(5, torch.nn)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "ada" in name or name.startswith("head"):
@@ -92,7 +92,7 @@ def test_the_encoder_computes_the_linear_code():
 
 
 def test_a_trained_network_is_written_as_a_released_one():
-    model, head = build(5)
+    model, head = build(5, torch.nn)
     latents = _latents()
     none = torch.zeros(2, TOKENS, BITS, dtype=torch.bool)
     bits, inputs = self_corrected(latents, none)

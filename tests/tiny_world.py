@@ -12,8 +12,11 @@ from i2l.i2l_core.demo import files
 from i2l.i2l_core.demo.autoencoder import PATCH, build_decoder, fit_basis
 from i2l.i2l_core.demo.backbone import Backbone, BackboneConfig
 from i2l.i2l_core.demo.flux2 import Flux2Backbone, Flux2Config
+from i2l.i2l_core.demo.infinity import CODER, TRANSFORMER
 from i2l.i2l_core.demo.text import TextEncoder
 from i2l.i2l_core.encoders import SQUARE, EncoderConfig, VisionEncoder
+from i2l.i2l_core.infinity.coder import Coder
+from i2l.i2l_core.infinity.transformer import Infinity
 from i2l.i2l_core.predictors.query.config import LayerSpec, QueryConfig
 from i2l.i2l_core.predictors.query.file import save_predictor
 from i2l.i2l_core.predictors.query.network import QueryNetwork
@@ -46,6 +49,10 @@ def random_demo_weights(folder: Path, seed: int = 0) -> Path:
         flux2 = Flux2Backbone(Flux2Config())
         _randomise(flux2)
         files.save_flux2(folder, flux2)
+        infinity = Infinity(TRANSFORMER)
+        _randomise_infinity(infinity)
+        files.save_infinity(folder, infinity)
+        files.save_infinity_vae(folder, Coder(CODER))
     return folder
 
 
@@ -80,6 +87,18 @@ def _randomise(backbone: nn.Module) -> None:
             nn.init.normal_(parameter, 1.0, 0.1)
         elif "pad_token" in name:
             nn.init.normal_(parameter)
+
+
+def _randomise_infinity(network: Infinity) -> None:
+    """Every weight matters; k has no bias, as in a released file."""
+    for name, p in network.named_parameters():
+        nn.init.normal_(p, std=p.shape[-1] ** -0.5 if p.ndim == 2 else 0.2)
+        if name.endswith(("norm.weight", "scale_mul_1H11")):
+            nn.init.normal_(p, 1.0, 0.1)
+        elif name.endswith("sa.qk.bias"):
+            nn.init.zeros_(p[TRANSFORMER.width :])
+        elif name.endswith("ca.mat_kv.bias"):
+            nn.init.zeros_(p[: TRANSFORMER.width])
 
 
 def link_pack_with_weights(base: Path) -> None:

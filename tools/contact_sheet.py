@@ -34,11 +34,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """One style."""
+    """One style; `columns`: what is above its pictures."""
 
     title: str
     references: tuple[Image.Image, ...]
     rows: tuple[Row, ...]
+    columns: tuple[str, str, str] = COLUMNS
 
     def __post_init__(self) -> None:
         if not self.references or not self.rows:
@@ -96,7 +97,7 @@ def _draw_section(
     cell = layout.cell
     columns = (left + GAP // 2, left + cell + 3 * GAP, left + 2 * cell + 4 * GAP)
     draw.text((left, top), section.title, INK, _font(STYLE_SIZE))
-    for label, x in zip(COLUMNS, columns, strict=True):
+    for label, x in zip(section.columns, columns, strict=True):
         draw.text((x, top + _line(STYLE_SIZE)), label, SOFT_INK, _font(LABEL_SIZE))
     top += layout.head
     height = len(section.rows) * layout.row_height - GAP

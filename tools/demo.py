@@ -1,7 +1,8 @@
 """`make demo`: style pictures from the shipped references, on a real ComfyUI, and say where they are.
 
 Starts ComfyUI on folders of its own, queues a workflow file of this pack as the front end would, and draws
-every prompt with the same seed, without the LoRA and with that of each style. Writes only into demo_output/.
+every prompt with the same seed, without the LoRA and with that of each style; then with the demo's Infinity in the
+style of one picture each. Writes only into demo_output/.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from . import api_graph
-from .comfy_client import ComfyClient, ComfyError, Event
+from .comfy_client import ComfyClient, ComfyError, Event, Result
 from .comfy_server import ComfyServer
 from .graph_to_api import GraphError, graph_to_api
 from .host import ROOT, Host, HostError, find_host
 
 WORKFLOW = ROOT / "workflows" / "start_here.json"
+INFINITY_WORKFLOW = ROOT / "workflows" / "infinity_style.json"
 REFERENCES = ROOT / "workflows" / "references"
 OUTPUT = ROOT / "demo_output"
 PROMPTS = (
@@ -94,12 +96,21 @@ def run_demo(host: Host, options: argparse.Namespace) -> None:
             server.start(lambda seconds: progress(f"Starting ComfyUI ... {seconds:.0f} s"))
             say(f"ComfyUI is running after {time.monotonic() - started:.0f} s.")
             sections = _draw(server.client(), workflow, sets, options.prompts, folder)
+            styled = (
+                _draw_infinity(server.client(), sets, options.prompts, folder)
+                if options.workflow == WORKFLOW
+                else []
+            )
         except ComfyError:
             print(f"\nThe end of ComfyUI's log:\n{server.log_tail()}\n", file=sys.stderr)
             raise
         finally:
             server.stop()
-    _save_sheet(sections, [folder / "contact_sheet.png", *([options.sheet] if options.sheet else [])])
+    title = "A style from a few reference pictures, predicted in one forward"
+    _save_sheet(title, sections, [folder / "contact_sheet.png", *([options.sheet] if options.sheet else [])])
+    if styled:
+        title = "Infinity: palette and tone of one picture, without training"
+        _save_sheet(title, styled, [folder / "infinity_sheet.png"])
     say(f"Done in {time.monotonic() - started:.0f} s.")
 
 
@@ -187,7 +198,46 @@ def _draw(
     return sections
 
 
+def _draw_infinity(
+    client: ComfyClient, sets: dict[str, list[Path]], prompts: Sequence[str], folder: Path
+) -> list[Any]:
+    """Every prompt with the demo's Infinity in the style of the first picture of every style, and without it."""
+    from PIL import Image
+
+    from .contact_sheet import Row, Section
+
+    workflow = _read_workflow(INFINITY_WORKFLOW)
+    prompt = graph_to_api(workflow, client.object_info())
+    shown = {node["_meta"]["title"]: key for key, node in prompt.items() if node["class_type"] == "SaveImage"}
+    (loader,) = (key for key, node in prompt.items() if node["class_type"] == "LoadImage")
+    sections = []
+    for style, paths in sets.items():
+        prompt[loader]["inputs"]["image"] = client.upload(paths[0].name, paths[0].read_bytes())
+        rows = []
+        for number, text in enumerate(prompts, 1):
+            what = f"Infinity: {text}, {style}"
+            result = _queued(client, api_graph.with_text(prompt, text), what)
+            with_style, without = (
+                Image.open(io.BytesIO(client.image(result.images(shown[title])[0])))
+                for title in ("In the style", "Without the style")
+            )
+            file = folder / f"infinity_{number}_{style}.png"
+            with_style.save(file)
+            say(f"{file}")
+            rows.append(Row(text, without, with_style))
+        columns = ("reference", "without", "in its style")
+        sections.append(Section(style.replace("_", " "), (Image.open(paths[0]),), tuple(rows), columns))
+    return sections
+
+
 def _run(client: ComfyClient, graph: api_graph.Prompt, what: str) -> bytes:
+    pictures = _queued(client, graph, what).images()
+    if not pictures:
+        raise ComfyError(f"{what}: the workflow gave no picture.")
+    return client.image(pictures[0])
+
+
+def _queued(client: ComfyClient, graph: api_graph.Prompt, what: str) -> Result:
     def show(event: Event) -> None:
         if event.type == "progress":
             progress(f"{what}: {event.data['value']}/{event.data['max']}")
@@ -196,16 +246,13 @@ def _run(client: ComfyClient, graph: api_graph.Prompt, what: str) -> bytes:
     result = client.queue(graph, on_event=show)
     if not result.ok:
         raise ComfyError(f"{what}: {result.error_message}")
-    pictures = result.images()
-    if not pictures:
-        raise ComfyError(f"{what}: the workflow gave no picture.")
-    return client.image(pictures[0])
+    return result
 
 
-def _save_sheet(sections: Sequence[Any], paths: Sequence[Path]) -> None:
+def _save_sheet(title: str, sections: Sequence[Any], paths: Sequence[Path]) -> None:
     from .contact_sheet import contact_sheet
 
-    sheet = contact_sheet("A style from a few reference pictures, predicted in one forward", sections)
+    sheet = contact_sheet(title, sections)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, optimize=True)
