@@ -3,7 +3,7 @@
 Parts: fidelity, trained, cost, leakage, guidance, curves, learned, composition, templates, tone, structure, infinity;
 without one, all. Each is written when it is done, so a run that was stopped goes on with `--missing`. What is compared
 with (an adapter, pairs of equal content) is measured where `python -m bench.study.variants` has trained it. `plots`
-draws what has been measured, `sheet` twelve styles.
+draws what has been measured, `sheet` twelve styles, with predicted LoRAs and with Infinity.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from . import (
     fidelity,
     guidance,
     infinity,
+    infinity_sheet,
     leakage,
     learned,
     plots,
@@ -102,6 +103,7 @@ def main() -> None:
         tables.write(options.out)
     if not options.parts or "sheet" in options.parts:
         sheet.draw()
+        infinity_sheet.draw()
     if options.json:
         print(json.dumps(found))
 

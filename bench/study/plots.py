@@ -29,6 +29,7 @@ def draw(folder: Path, out: Path = PICTURES) -> list[Path]:
         "guidance": _guidance,
         "curves": _curves,
         "learned": _learned,
+        "infinity": _infinity,
     }
     drawn = []
     out.mkdir(parents=True, exist_ok=True)
@@ -168,6 +169,37 @@ def _learned(data: dict[str, Any]) -> Any:
     axis.plot([0, 1], [0, 1], color=_INK, lw=0.8, ls=":")
     _legend(axis)
     _tidy(axis, "Style between A and B", "Of the way from A's LoRA to B's")
+    return figure
+
+
+def _infinity(data: dict[str, Any]) -> Any:
+    """What comes over against what is kept; then along alpha, components and scales."""
+    figure, axes = _row(4, (14, 3.4))
+    cases = {k: c for k, c in data["ablation"]["content"].items() if "by_factor" in c}
+    for (name, case), colour in zip(cases.items(), (_OTHER, _INK, _PROMPT, _STYLE), strict=True):
+        axes[0].plot([case["style_distance"]], [100 * case["agreement"]], "o", ms=8, color=colour, label=name)
+    _legend(axes[0])
+    _tidy(axes[0], "Style distance", "Content as unstyled, %")
+    titles = {"alpha": "alpha", "top_k": "components", "step": "blended after scale"}
+    for axis, (key, title) in zip(axes[1:], titles.items(), strict=True):
+        xs, rows = [float(x) for x in data[key]], list(data[key].values())
+        axis.plot(
+            xs,
+            [row["style_distance"] for row in rows],
+            marker="o",
+            ms=4,
+            color=_STYLE,
+            label="style distance",
+        )
+        axis.plot(
+            xs, [1 - row["agreement"] for row in rows], "--", color=_PROMPT, label="content not as unstyled"
+        )
+        axis.set_ylim(bottom=0)
+        if key != "step":
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(xs, [f"{x:g}" for x in xs])
+        _tidy(axis, title, "")
+    _legend(axes[1])
     return figure
 
 
