@@ -5,25 +5,31 @@
 The sizes keep the shares of the 2B at one megapixel: 13 scales, a quarter of the tokens before the last three, linear
 layers twice the work of attention. `styled`: blend and structure in all later scales; `blend`: the blend alone;
 `structure_end`: the structure, and with it the content path, ends after scale 10 of 13; `own_draws`: both paths draw on
-their own. Also bytes in use, over what the formula says.
+their own; `preview`: by count of operations, what pictures after each scale cost on the 2B at one megapixel. Also bytes
+in use, over what the formula says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from i2l_core.infinity.coder import Coder, CoderConfig
 from i2l_core.infinity.config import InfinityConfig
 from i2l_core.infinity.paths import Drawing, Sampling, Styling, draw, run_nbytes
-from i2l_core.infinity.scales import Scales
+from i2l_core.infinity.scales import Scales, scales_of
 from i2l_core.infinity.transformer import Infinity
 
 from ._measure import machine, peak_bytes, timed
 
 SIDES = (1, 2, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
-LIMITS = {"styled": 1.90, "blend": 1.01, "structure_end": 1.25}
+LIMITS = {"styled": 1.90, "blend": 1.01, "structure_end": 1.25, "preview": 1.05}
+_WIDTH_2B, _DEPTH_2B = 2048, 32
+_VAE_2B = CoderConfig(32, 128, (128, 256, 512, 512, 512), (128, 256, 512, 512, 512), 2)
 
 
 def main() -> None:
@@ -38,10 +44,11 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     result = measure(options.width, options.depth, options.repeats, device, not options.json)
+    result["over_plain"]["preview"] = preview_over_plain()
     print(json.dumps({**result, "limits": LIMITS, "machine": machine(device)}))
 
 
-def measure(width: int, depth: int, repeats: int, device: torch.device, talk: bool) -> dict[str, object]:
+def measure(width: int, depth: int, repeats: int, device: torch.device, talk: bool) -> dict[str, Any]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = InfinityConfig(width, depth, width // 64, 32, 256, 64, 15, 2, 4 * width)
     model = random_model(config, device)
@@ -81,6 +88,21 @@ def measure(width: int, depth: int, repeats: int, device: torch.device, talk: bo
         for name, style in styles.items()
     }
     return {"over_plain": over_plain, "plain_seconds": round(best["plain"], 3), "bytes_over_formula": memory}
+
+
+def preview_over_plain() -> float:
+    """Operations of a plain run with guidance and a preview after each scale but the last, over those without."""
+    scales, coder = scales_of(1.0, "1M"), Coder(_VAE_2B, device="meta")
+    seen = attention = 0
+    for count in scales.counts:
+        seen += count
+        attention += count * seen
+    plain = 2 * _DEPTH_2B * (2 * 16 * _WIDTH_2B**2 * seen + 4 * _WIDTH_2B * attention)
+    latent = torch.empty(1, _VAE_2B.bits, *scales.last, device="meta")
+    with FlopCounterMode(display=False) as counted:
+        for map_ in scales.maps[:-1]:
+            coder.preview(latent, max(map_))
+    return round(1 + counted.get_total_flops() / plain, 3)
 
 
 def random_model(config: InfinityConfig, device: torch.device) -> Infinity:

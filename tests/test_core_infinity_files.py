@@ -163,10 +163,13 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
 def test_a_preview_is_the_picture_of_the_means() -> None:
     coder = Coder(models.CODER)
     coder.load_state_dict(coder_weights(models.coder_weights(models.CODER)))
-    latent = torch.randn(1, 8, 10, 8)
+    latent = torch.randn(1, 8, 20, 16)
     with torch.inference_mode():
-        small, whole = coder.preview(latent, 5), coder.preview(latent, 10)
-        means = latent.unflatten(2, (5, 2)).unflatten(4, (4, 2)).mean((3, 5))
+        small, first, large = (coder.preview(latent, drawn) for drawn in (10, 1, 64))
+        means = latent.unflatten(2, (10, 2)).unflatten(4, (8, 2)).mean((3, 5))
         torch.testing.assert_close(small, coder.decode(means))
-        assert torch.equal(whole, coder.decode(latent))
-    assert small.shape == (1, 3, 20, 16)
+        whole = latent[..., :10, :8]
+        assert torch.equal(coder.preview(whole, 10), coder.decode(whole))
+    assert small.shape == (1, 3, 40, 32)
+    assert first.shape == (1, 3, 32, 24)  # 8 places at least
+    assert large.shape == (1, 3, 64, 52)  # 16 at most

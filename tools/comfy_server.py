@@ -64,6 +64,13 @@ class ComfyServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Of the server's process. Raises ComfyError when it is not running."""
+        if self._process is None:
+            raise ComfyError("The server is not running: call start() first.")
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """All that the server has printed so far, without colours."""
         if not self.log_path.exists():

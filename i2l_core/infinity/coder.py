@@ -15,6 +15,7 @@ from ..checks import check_int
 from ..errors import I2LError
 
 _EPS = 1e-6
+PREVIEW_PLACES = (8, 16)  # a side, at least and at most
 _LARGEST = {"width": 8192, "res_blocks": 16, "bits": 1024}
 
 
@@ -197,10 +198,10 @@ class Coder(nn.Module):
             )
         return self.decoder(latents).clamp(-1, 1)
 
-    def preview(self, latents: Tensor, most: int = 16) -> Tensor:
-        """A small picture of a latent, brought to at most `most` places a side by their means: what is drawn so far,
-        in its colours, for a fraction of the work of `decode`."""
+    def preview(self, latents: Tensor, drawn: int) -> Tensor:
+        """A small picture of a latent of which `drawn` places a side are drawn so far, in its colours, for a fraction
+        of the work of `decode`: it is brought to as many places by their means, 8 at least and 16 at most."""
         height, width = latents.shape[-2:]
-        share = min(1.0, most / max(height, width))
+        share = min(1.0, max(PREVIEW_PLACES[0], min(PREVIEW_PLACES[1], drawn)) / max(height, width))
         size = (max(1, round(height * share)), max(1, round(width * share)))
         return self.decode(F.interpolate(latents, size=size, mode="area"))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import I2LError
+from ...infinity.coder import PREVIEW_PLACES
 from ...infinity.config import InfinityConfig
 from ...infinity.paths import (
     Drawing,
@@ -32,8 +33,7 @@ from .vae import InfinityVAE, nbytes
 T = TypeVar("T")
 
 UNITS = 1000  # of a progress bar
-_PREVIEW = 16  # places a side of a preview, at most
-_LARGEST_PREVIEW = 512  # pixels a side
+_PREVIEW_PIXELS = 512  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def run(
         step: Step | None = None
         for step in draw(model.network, drawing, sampling, styling, model.dtype, bar.after_block):
             if preview is not None and step.index + 1 < len(drawing.scales.maps):
-                bar.show(preview, _shown(step))
+                bar.show(preview, _shown(step), max(drawing.scales.cells(model.config.patchify)[step.index]))
         assert step is not None
         content = None if styling is None or step.content is None else _latent(step.content)
         return Drawn(_latent(_shown(step)), content)
@@ -116,11 +116,11 @@ class _Bar:
         self._done = round(UNITS * spent / sum(self._costs))
         self._bar.update_absolute(self._done)
 
-    def show(self, vae: InfinityVAE, latent: Tensor) -> None:
-        picture = vae.coder.preview(latent[:1].to(vae.device), _PREVIEW)[0].float()
+    def show(self, vae: InfinityVAE, latent: Tensor, drawn: int) -> None:
+        picture = vae.coder.preview(latent[:1].to(vae.device), drawn)[0].float()
         pixels = ((picture + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8).movedim(0, -1)
         image = Image.fromarray(pixels.contiguous().numpy())
-        self._bar.update_absolute(self._done, UNITS, ("JPEG", image, _LARGEST_PREVIEW))
+        self._bar.update_absolute(self._done, UNITS, ("JPEG", image, _PREVIEW_PIXELS))
 
 
 def _check_cancelled(index: int, block: int) -> None:
@@ -139,7 +139,7 @@ def _in_memory(
     models = model.get_models()
     if preview is not None:
         models.append(preview.patcher)
-        side = _PREVIEW * preview.config.cell
+        side = PREVIEW_PLACES[1] * preview.config.cell
         needed += nbytes(preview.config, side, side)
     try:
         comfy.model_management.load_models_gpu(models, memory_required=needed)
