@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from i2l.i2l_core.demo import files
-from i2l.i2l_core.demo.content import contents
+from i2l.i2l_core.demo.content import PARTS, contents
+from i2l.i2l_core.demo.infinity import SCALES
 from i2l.i2l_core.demo.judge import style_distance
 from i2l.i2l_core.demo.prompts import content_prompt, tokenise
 from i2l.i2l_core.demo.render import render
 from i2l.i2l_core.demo.style import sample_style
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.infinity.bits import features
+from i2l.i2l_core.infinity.paths import Drawing, Sampling, draw
 from i2l.i2l_core.lora import LoRA
 from i2l.i2l_core.mixing.spectrum import cosine
 from i2l.i2l_core.predictors import open_predictor
@@ -42,8 +45,10 @@ def unseen():
 def test_all_weights_together_stay_small():
     sizes = {p.name: p.stat().st_size for p in files.WEIGHTS.glob("*.safetensors")}
     flux2 = {files.FLUX2, files.FLUX2_PREDICTOR, files.STRUCTURE, files.BRIGHTNESS}
-    assert set(sizes) == {files.BACKBONE, files.VAE, files.PREDICTOR, files.JUDGE} | flux2
+    infinity = {files.INFINITY, files.INFINITY_VAE}
+    assert set(sizes) == {files.BACKBONE, files.VAE, files.PREDICTOR, files.JUDGE} | flux2 | infinity
     assert sum(sizes[name] for name in flux2) <= 13e6
+    assert sum(sizes[name] for name in infinity) <= 12e6
     assert sum(sizes.values()) - sizes[files.JUDGE] <= 56e6  # the judge is not installed
 
 
@@ -61,6 +66,34 @@ def test_autoencoder_restores_unseen_styles(unseen):
     restored = decoder(encoder(pictures)).clamp(0, 1)
     psnr = -10 * (restored - pictures).square().mean().log10()
     assert psnr > 25
+
+
+@torch.inference_mode()
+def test_infinity_restores_unseen_styles_from_bits(unseen):
+    pictures, judge = unseen[0].flatten(0, 1), files.load_judge()
+    coder = files.load_infinity_vae()
+    restored = (coder.decode(features(coder.encode(pictures * 2 - 1), SCALES, False).sums[-1]) + 1) / 2
+    found, wanted = judge(restored), judge(pictures)
+    assert style_distance(found, wanted).mean() <= 0.08
+    assert (found.subject.argmax(1) == wanted.subject.argmax(1)).float().mean() >= 0.97
+
+
+@torch.inference_mode()
+def test_infinity_draws_what_is_asked(unseen):
+    """Subject, count and place of contents that it never saw."""
+    asked = [content for row in unseen[1] for content in row[:4]]
+    network, coder, judge = files.load_infinity(), files.load_infinity_vae(), files.load_judge()
+    text = files.load_backbone()[1]
+    states = text(torch.tensor([tokenise(content_prompt(content)) for content in asked]))
+    last = None
+    for step in draw(network, Drawing(SCALES, [states], rows=len(asked)), Sampling(guidance=3.0)):
+        last = step.content
+    assert last is not None
+    verdict = judge((coder.decode(last) + 1) / 2)
+    right = [
+        getattr(verdict, part).argmax(1) == torch.tensor([getattr(c, part) for c in asked]) for part in PARTS
+    ]
+    assert torch.stack(right).float().mean() >= 0.85
 
 
 @torch.inference_mode()
