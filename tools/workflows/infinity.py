@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .graph import AMBER, BLUE, GREEN, PICTURE, PLAIN, POSITIVE, PURPLE, Look, Node, Socket, Workflow
-from .parts import CARD, decoded, seed, top_of
-from .parts import PICTURE as WIDE
+from .graph import AMBER, BLUE, GREEN, PLAIN, POSITIVE, PURPLE, Look, Node, Socket, Workflow
+from .parts import CARD, PICTURE, decoded, seed, top_of
 
 SEED = 7
 SCALES = 7  # of the demo's Infinity
+SHOWN = 280  # pixels of a picture below its decoder, in one row
 
 
 def infinity_style(flow: Workflow) -> None:
-    flow.group("1  A picture of the style", BLUE, WIDE)
+    flow.group("1  A picture of the style", BLUE, PICTURE)
     reference = flow.picture("blueprint_1.png", Look("The style"))["image"]
     flow.group("2  Infinity, and its style", GREEN, 300)
     node = _demo(flow)
@@ -52,7 +52,7 @@ def infinity_words(flow: Workflow) -> None:
 
 
 def infinity_alpha(flow: Workflow) -> None:
-    flow.group("1  A picture of the style", BLUE, WIDE)
+    flow.group("1  A picture of the style", BLUE, PICTURE)
     reference = flow.picture("glass_4.png", Look("The style"))["image"]
     flow.group("2  Infinity, and what to draw", AMBER, 340)
     node = _demo(flow)
@@ -105,7 +105,7 @@ def infinity_two_prompts(flow: Workflow) -> None:
 
 
 def infinity_restyle(flow: Workflow) -> None:
-    flow.group("1  Your picture, and the style", BLUE, WIDE)
+    flow.group("1  Your picture, and the style", BLUE, PICTURE)
     scene = flow.picture("scene.png", Look("Your picture"))["image"]
     reference = flow.picture("neon_1.png", Look("The style"))["image"]
     flow.group("2  Infinity, its style, and where it starts", GREEN, 300)
@@ -155,7 +155,7 @@ def _sampled(
 def _shown(flow: Workflow, latent: Socket, vae: Socket, look: Look) -> None:
     picture = decoded(flow, latent, vae, look)
     flow.add(
-        "SaveImage", replace(look, y=None, height=PICTURE), images=picture, filename_prefix=f"i2l/{flow.name}"
+        "SaveImage", replace(look, y=None, height=SHOWN), images=picture, filename_prefix=f"i2l/{flow.name}"
     )
 
 
