@@ -1,7 +1,7 @@
 """`python -m tools.help_pictures`: the pictures of the help pages, web/docs/NODE/picture.jpg, over what is there.
 
 Where a workflow shows the node at work, its card in the template browser, smaller; else sheets of real runs of
-start_here with other inputs. For Infinity, whose models do not ship with the pack, what to connect.
+start_here with other inputs. For loading Infinity, whose files do not ship with the pack, what to connect.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ CARDS = {  # node -> the workflow whose card shows it
     "ApplyTemplate": "flux2_klein_structure_i2l",
     "TemplateToLoRA": "flux2_klein_i2l",
     "SaveTemplateCache": "flux2_klein_structure_i2l",
+    "InfinityStyle": "infinity_alpha",
+    "InfinityStyleFromWords": "infinity_words",
+    "InfinityStartFromPicture": "infinity_restyle",
+    "LoadInfinityDemo": "infinity_style",
 }
 CARD_SIDE = 448
 CELL, GAP, CAPTION, SIZE = 212, 8, 36, 22  # pixels: of a sheet; SIZE of its letters
