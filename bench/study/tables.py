@@ -215,50 +215,6 @@ def _ways(groups: dict[str, Any], title: str) -> str:
                 *(f"{case['by_factor'][factor]:.2f}" for factor in factors),
             )
             for group, cases in groups.items()
-def _infinity(data: dict[str, Any]) -> str:
-    parts = []
-    for title, found in data["ablation"].items():
-        cases = {
-            name: case for name, case in found.items() if "style_distance" in case and "by_factor" in case
-        }
-        parts.append(f"Prompt: {title}.\n\n{_styled(cases)}")
-    anchors = {f"diffusion, {name}": case for name, case in data["anchors"].items()}
-    rows = ((name, f"{c['style_distance']:.3f}", _percent(c)) for name, c in anchors.items())
-    parts.append(_table(("on the same styles", "style distance", "prompt accuracy"), rows))
-    for name in ("alpha", "strength", "top_k", "step", "ours"):
-        cases = {key: case for key, case in data[name].items() if "by_factor" in case}
-        parts.append(_styled(cases, name.replace("_", " ")))
-    scales = list(data["key_step"]["subject"])
-    shares = (
-        (kind, *(f"{100 * row[scale]:.0f}" for scale in scales)) for kind, row in data["key_step"].items()
-    )
-    head = ("the other prompt at scale (0: nowhere), % with its", *scales)
-    parts.append(_table(head, shares))
-    shares = (
-        (name, f"{100 * row['subject']:.0f}", f"{100 * row['hue']:.0f}")
-        for name, row in data["key_feature"].items()
-    )
-    parts.append(_table(("of the other prompt is blended in", "its subject, %", "its hue, %"), shares))
-    rows = (
-        (name, f"{row['distance_within_a_set']:.3f}", _percent(row)) for name, row in data["words"].items()
-    )
-    parts.append(_table(("a style from words", "distance within a set", "prompt accuracy"), rows))
-    return "\n".join(parts)
-
-
-def _styled(cases: dict[str, Any], title: str = "") -> str:
-    return _table(
-        (title, "style distance", "change", "prompt accuracy", "change, points", "as unstyled", "outline"),
-        (
-            (
-                name,
-                f"{case['style_distance']:.3f}",
-                _change(case["change"]["style_distance"], 1, 3),
-                _percent(case),
-                _change(case["change"]["prompt_accuracy"], 100, 1),
-                f"{100 * case['agreement']:.0f} %",
-                f"{case['outline']:.2f}",
-            )
             for name, case in cases.items()
         ),
     )
@@ -298,6 +254,52 @@ def _structure(data: dict[str, Any]) -> str:
         ),
     )
     return f"{whole}\nOutlines of another picture agree by {data['outline_of_another_picture']:.3f}.\n"
+
+
+def _infinity(data: dict[str, Any]) -> str:
+    parts = []
+    for title, found in data["ablation"].items():
+        cases = {name: case for name, case in found.items() if "by_factor" in case}
+        parts.append(f"Prompt: {title}.\n\n{_styled(cases)}")
+    anchors = {f"diffusion, {name}": case for name, case in data["anchors"].items()}
+    rows = ((name, f"{c['style_distance']:.3f}", _percent(c)) for name, c in anchors.items())
+    parts.append(_table(("on the same styles", "style distance", "prompt accuracy"), rows))
+    for name in ("alpha", "strength", "top_k", "step", "ours"):
+        cases = {key: case for key, case in data[name].items() if "by_factor" in case}
+        parts.append(_styled(cases, name.replace("_", " ")))
+    scales = list(data["key_step"]["subject"])
+    shares = (
+        (kind, *(f"{100 * row[scale]:.0f}" for scale in scales)) for kind, row in data["key_step"].items()
+    )
+    parts.append(_table(("the other prompt at scale (0: nowhere), % with its", *scales), shares))
+    shares = (
+        (name, f"{100 * row['subject']:.0f}", f"{100 * row['hue']:.0f}")
+        for name, row in data["key_feature"].items()
+    )
+    parts.append(_table(("of the other prompt is blended in", "its subject, %", "its hue, %"), shares))
+    rows = (
+        (name, f"{row['distance_within_a_set']:.3f}", _percent(row)) for name, row in data["words"].items()
+    )
+    parts.append(_table(("a style from words", "distance within a set", "prompt accuracy"), rows))
+    return "\n".join(parts)
+
+
+def _styled(cases: dict[str, Any], title: str = "") -> str:
+    return _table(
+        (title, "style distance", "change", "prompt accuracy", "change, points", "as unstyled", "outline"),
+        (
+            (
+                name,
+                f"{case['style_distance']:.3f}",
+                _change(case["change"]["style_distance"], 1, 3),
+                _percent(case),
+                _change(case["change"]["prompt_accuracy"], 100, 1),
+                f"{100 * case['agreement']:.0f} %",
+                f"{case['outline']:.2f}",
+            )
+            for name, case in cases.items()
+        ),
+    )
 
 
 _SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -78,7 +78,7 @@ def tone_only(flow: Workflow) -> None:
     for row, (image, title) in enumerate(
         ((None, "The prompt alone"), (neon, "Tone of A"), (blueprint, "Tone of B"))
     ):
-        look = Look(title, y=_top(row))
+        look = Look(title, y=top_of(row))
         model = world.model
         if image is not None:
             parts = {"model": model, "vae": world.vae, "image": image}
