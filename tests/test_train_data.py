@@ -378,3 +378,38 @@ def test_the_store_keeps_tensors_under_all_that_they_came_from(tmp_path):
 def test_styles_need_one(folder):
     with pytest.raises(I2LError, match="no style that can be trained on"):
         Styles(folder, (), ())
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 64, (1 << 88) - 1])
+def test_a_shard_with_a_member_beyond_64_bits_is_refused(tmp_path, size):
+    member = tarfile.TarInfo("1.json")
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(header + bytes(1024))
+    with pytest.raises(
+        I2LError, match=r"a\.tar: it is not an uncompressed \.tar, or is damaged .*; pack or copy it again"
+    ):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("size", str(1 << 70)), ("size", "-5"), ("GNU.sparse.map", "1,x"), ("GNU.sparse.size", "9" * 400)],
+)
+def test_a_shard_with_a_false_size_is_refused(tmp_path, entry, value):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        row = json.dumps({"style": "a", "prompt": "b"}).encode()
+        for name, content in (("1.json", row), ("1.png", b"x" * 100)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.pax_headers = {entry: value} if name == "1.png" else {}
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(I2LError, match=r"^a\.tar.*"):
+        open_shards(tmp_path)
+
+
+def test_a_folder_of_shards_with_a_name_that_is_too_long_is_refused():
+    with pytest.raises(I2LError, match=r"there is no \.tar shard in n|cannot read the folder of shards n"):
+        open_shards("n" * 300)

@@ -71,7 +71,10 @@ class Shards:
 
 def open_shards(folder: str | Path) -> Shards:
     """Read the headers and descriptions of every .tar in a folder. Raises I2LError naming shard and sample."""
-    shards = sorted(Path(folder).glob("*.tar"))
+    try:
+        shards = sorted(Path(folder).glob("*.tar"))
+    except (OSError, ValueError) as error:
+        raise I2LError(f"cannot read the folder of shards {folder}: {error}; check its path") from error
     if not shards:
         raise I2LError(f"there is no .tar shard in {folder}")
     pictures, spans = [], []
@@ -89,7 +92,11 @@ def _samples(tar: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
     """Key of a sample -> extension -> file, in the order of the shard."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in tar:
-        if member.isreg():
+        if member.size < 0:
+            raise I2LError(
+                f"{Path(str(tar.name)).name}: {member.name} has a size of {member.size} bytes; copy it again"
+            )
+        if member.isreg() and not member.issparse():
             folder, _, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
             samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[extension.lower()] = member
