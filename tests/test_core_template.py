@@ -114,11 +114,19 @@ def test_packages_that_are_not_there_are_known_without_running(root: Path):
         ("x = (", "its model.py is not valid Python (SyntaxError: "),
         ("a\0b", "its model.py is not valid Python ("),
         ("(" * 5000, "its model.py is not valid Python ("),
-        ("a" + ".b" * 200_000, "its model.py is not valid Python ("),
+        ("a" + ".b" * 100_000, "its model.py is not valid Python ("),
         ("import torch", "does not set TEMPLATE_MODEL, so it is not a Diffusion Template"),
-        ("# " + "x" * (1 << 20), "is larger than 1 MB"),
+        ("# " + "x" * (1 << 18), "is larger than 256 KB"),
+        (
+            "class TEMPLATE_MODEL: pass\n" + "".join(f"import a{n}\n" for n in range(1001)),
+            "names 1001 packages and 0 files of weights, expected at most 1000 of each",
+        ),
+        (
+            "class TEMPLATE_MODEL: pass\nTEMPLATE_MODEL_PATH = [" + '"a",' * 1001 + "]",
+            "names 0 packages and 1001 files of weights, expected at most 1000 of each",
+        ),
     ],
-    ids=["syntax", "zero byte", "deep", "deeper", "another program", "huge"],
+    ids=["syntax", "zero byte", "deep", "deeper", "another program", "huge", "imports", "weights"],
 )
 def test_a_program_that_is_none(root: Path, program: str, message: str):
     folder = template_folders.write(root / "t", program)

@@ -29,7 +29,8 @@ from ..published import where_to_get
 
 PROGRAM = "model.py"
 
-_MAX_PROGRAM_BYTES = 1 << 20
+_MAX_PROGRAM_BYTES = 1 << 18
+_MOST_NAMES = 1000  # packages, and files of weights: each is looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ class Template:
             size = "no weights: it starts from random ones"
         else:
             paths = [self.folder / name for name in self.weights]
-            size = f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.0f} MB"
+            size = f"{sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6:.0f} MB"
         lacking = f", not installed: {listed(self.missing)}" if self.missing else ""
         return f"Diffusion Template {self.network} with its own encoder, {size}{lacking}"
 
@@ -92,19 +93,26 @@ def read_template(folder: Path, roots: Sequence[Path]) -> Template:
         raise I2LError(
             f"{name}: its {PROGRAM} does not set TEMPLATE_MODEL, so it is not a Diffusion Template of version 2"
         )
-    return Template(
-        real,
-        source,
-        _class_name(said["TEMPLATE_MODEL"])[:80],
-        _literal_weights(said.get("TEMPLATE_MODEL_PATH")),
-        tuple(sorted(_imports(tree) - set(sys.stdlib_module_names))),
-    )
+    weights = _literal_weights(said.get("TEMPLATE_MODEL_PATH"))
+    imports = tuple(sorted(_imports(tree) - set(sys.stdlib_module_names)))
+    if max(len(weights or ()), len(imports)) > _MOST_NAMES:
+        raise I2LError(
+            f"{name}: its {PROGRAM} names {len(imports)} packages and {len(weights or ())} files of weights, expected "
+            f"at most {_MOST_NAMES} of each; download it again"
+        )
+    return Template(real, source, _class_name(said["TEMPLATE_MODEL"])[:80], weights, imports)
 
 
 def weight_path(template: Template, name: str) -> Path:
     """A file that TEMPLATE_MODEL_PATH names. Raises I2LError when it is missing, outside of the folder, or no
     safetensors."""
-    path = (template.folder / name).resolve()
+    try:
+        path = (template.folder / name).resolve()
+        path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a link to itself, NUL
+        raise I2LError(
+            f"{template.name}: its weights {name[:120]} cannot be read ({first_line(error)}); download it again"
+        ) from error
     if not path.is_relative_to(template.folder):
         raise I2LError(
             f"{template.name}: its weights {name[:120]} are outside of the folder; copy them there"
@@ -140,7 +148,7 @@ def _read_program(folder: Path) -> bytes:
         )
     if path.stat().st_size > _MAX_PROGRAM_BYTES:
         raise I2LError(
-            f"{folder.name}: its {PROGRAM} is larger than 1 MB, so it is not the program of a template"
+            f"{folder.name}: its {PROGRAM} is larger than 256 KB, so it is not the program of a template"
         )
     try:
         return path.read_bytes()
