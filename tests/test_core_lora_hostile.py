@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from i2l.i2l_core.base_models import ARCHITECTURES
 from i2l.i2l_core.errors import I2LError
+from i2l.i2l_core.files.safetensors import read_header
 from i2l.i2l_core.lora import LoRA, LowRank, Target
-from i2l.i2l_core.lora_files.file import load
+from i2l.i2l_core.lora_files import names
+from i2l.i2l_core.lora_files.file import load, save
 from i2l.i2l_core.lora_files.tensors import from_state_dict, to_state_dict
 
 DOWN, UP, ALPHA = "w.lora_down.weight", "w.lora_up.weight", "w.alpha"
@@ -135,3 +139,46 @@ def test_a_fused_layer_of_equal_parts_is_read():
     layer = LowRank(torch.ones(2, 3), torch.ones(6, 2))
     lora = from_state_dict(to_state_dict(LoRA({Target(QKV): layer})), "z-image")
     assert len(to_state_dict(lora, "diffusers")) == 6
+
+
+@pytest.mark.parametrize("where", ["predictor", "references", "base_model"])
+def test_lone_surrogates_in_what_a_lora_says_are_saved_and_read_again(tmp_path, where):
+    said = {"predictor": "p", "references": ("r",), "base_model": "m"}
+    said[where] = ("a\ud800b",) if where == "references" else "a\ud800b"
+    lora = LoRA({Target("w"): LowRank(torch.ones(2, 3), torch.ones(6, 2))}, **said)
+    again = load(save(lora, tmp_path / "a.safetensors"))
+    assert (again.predictor, again.references, again.base_model) == tuple(said.values())
+
+
+def test_paths_and_names_that_cannot_be_written_are_refused_in_one_line(tmp_path):
+    lora = from_state_dict(pair())
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    for name in ("n" * 300, "a\0b"):
+        with pytest.raises(I2LError, match="cannot save ") as error:
+            save(lora, tmp_path / name)
+        assert str(error.value).isprintable()
+    for name in ("n" * 300, "a\0b", "self"):
+        with pytest.raises(I2LError, match="is not a whole safetensors file") as error:
+            load(tmp_path / name)
+        assert str(error.value).isprintable()
+    for opened in (load, read_header):
+        with pytest.raises(I2LError, match=r"the path of the file is not UTF-8 .*; rename the file"):
+            opened(tmp_path / "\ud800")
+        with pytest.raises(I2LError, match="nnn"):
+            opened(tmp_path / ("n" * 300))
+        with pytest.raises(I2LError, match="self"):
+            opened(tmp_path / "self")
+    named = LoRA({Target("a\ud800"): LowRank(torch.ones(2, 3), torch.ones(6, 2))})
+    with pytest.raises(I2LError, match=r"names of layers must be UTF-8, got .*a\\ud800"):
+        save(named, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("name", ["unet_" * 4000 + "x", "lora_unet_" * 400 + "1_" * 4000, "1_" * 8000])
+def test_a_long_name_is_looked_up_in_a_few_steps(name, monkeypatch):
+    asked = []
+    number = names._NUMBER
+    monkeypatch.setattr(
+        names, "_NUMBER", SimpleNamespace(finditer=lambda text: asked.append(text) or number.finditer(text))
+    )
+    assert all(names.find(one, name) is None for one in ARCHITECTURES)
+    assert sum(map(len, asked)) < 100_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -85,9 +86,9 @@ _KINDS: tuple[tuple[Callable[[str], bool], str], ...] = (
 
 def describe_bytes(path: Path, error: Exception) -> str:
     """Describe a file that cannot be opened as safetensors. `error`: the exception of opening it."""
-    if not path.exists():
+    if not os.path.lexists(path):  # does not raise for names that are too long
         return "there is no such file"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "it is not a file"
     try:
         with path.open("rb") as file:

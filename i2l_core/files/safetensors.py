@@ -38,6 +38,10 @@ def open_safetensors(path: Path, expected: str = "a predictor file") -> Iterator
                 check_names(path)
                 with reading(f"expected {expected}", "it is damaged", "download it again"):
                     yield file
+        except UnicodeError as error:  # of the path; the library has names as UTF-8
+            raise I2LError(
+                f"the path of the file is not UTF-8 ({error}); rename the file or its folder"
+            ) from error
         except (SafetensorError, OSError, ValueError) as error:
             if isinstance(error, I2LError):
                 raise

@@ -41,6 +41,10 @@ def _load(path: Path, base_model: str) -> LoRA:
             said = read_about(header, path.name)
             check_keys(file.keys(), path.name)  # the tensors of another kind of file are not read
             tensors = {key: read_tensor(file, key) for key in file.keys()}
+    except UnicodeError as error:  # of the path; the library has names as UTF-8
+        raise I2LError(
+            f"{path.name}: the path of the file is not UTF-8 ({error}); rename the file or its folder"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise I2LError(
             f"{path.name} is not a whole safetensors file: {error}; download or save it again"
@@ -92,9 +96,18 @@ def save(
     )
     if wrong:
         raise I2LError(f"the metadata of a LoRA file must be text, got other values for: {listed(wrong)}")
+    # file names, and names in metadata, may hold lone surrogates, which UTF-8 has not
+    header = {_utf8(key): _utf8(value) for key, value in header.items()}
+    if lone := [key for key in tensors if key != _utf8(key)]:
+        raise I2LError(f"names of layers must be UTF-8, got {listed(lone)}; rename them, then save again")
     try:
         return write_new(path, serialize(tensors, header))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of a path with NUL
         raise I2LError(
             f"cannot save {path}: {error}. Nothing was changed; check the folder and its space"
         ) from error
+
+
+def _utf8(text: str) -> str:
+    """With lone surrogates as escapes, which JSON reads back as they were."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

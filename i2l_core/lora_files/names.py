@@ -64,10 +64,12 @@ def find(architecture: Architecture, name: str) -> NamedLayer | None:
 
     One walk: dots become "_", prefixes are peeled off one by one, and each number is tried as the block index.
     """
-    names = _names(architecture)
+    names, longest = _names(architecture), _longest_name(architecture)
     for bare in _without_prefixes(name.replace(".", "_")):
         if bare in names and "{}" not in bare:
             return names[bare]
+        if len(bare) > longest:
+            continue
         for number in _NUMBER.finditer(bare):
             pattern = f"{bare[: number.start()]}{{}}{bare[number.end() :]}"
             if pattern in names:
@@ -78,9 +80,15 @@ def find(architecture: Architecture, name: str) -> NamedLayer | None:
 def _without_prefixes(flat: str) -> Iterator[str]:
     """The name as it stands, then without its first prefix, without the next one, and so on."""
     yield flat
-    for prefix in FLAT_PREFIXES:
-        if flat.startswith(prefix) and len(flat) > len(prefix):
-            yield from _without_prefixes(flat.removeprefix(prefix))
+    while prefix := next((one for one in FLAT_PREFIXES if flat.startswith(one) and len(flat) > len(one)), ""):
+        flat = flat.removeprefix(prefix)
+        yield flat
+
+
+@functools.cache
+def _longest_name(architecture: Architecture) -> int:
+    """Characters of the longest name that can be of the table, with a block index of up to 20 digits."""
+    return max(map(len, _names(architecture))) + 20
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,7 @@ class TrainConfig:
     def _files(self) -> dict[str, Path]:
         """Files whose content decides the result, apart from the data."""
         base, source = self.base, Path(self.encoder.source)
-        files = {"encoder": source / ENCODER_WEIGHTS if source.is_dir() else source}
+        files = {"encoder": source / ENCODER_WEIGHTS if os.path.isdir(source) else source}
         if base.kind == HOST:
             files["base model"] = Path(base.model)
             files |= {f"text encoder {n}": Path(path) for n, path in enumerate(base.text_encoders)}

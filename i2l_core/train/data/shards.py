@@ -71,10 +71,8 @@ class Shards:
 
 def open_shards(folder: str | Path) -> Shards:
     """Read the headers and descriptions of every .tar in a folder. Raises I2LError naming shard and sample."""
-    try:
+    with reading(f"cannot read the folder of shards {folder}", "expected a folder", "check its path"):
         shards = sorted(Path(folder).glob("*.tar"))
-    except (OSError, ValueError) as error:
-        raise I2LError(f"cannot read the folder of shards {folder}: {error}; check its path") from error
     if not shards:
         raise I2LError(f"there is no .tar shard in {folder}")
     pictures, spans = [], []
