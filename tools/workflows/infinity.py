@@ -39,16 +39,14 @@ def infinity_words(flow: Workflow) -> None:
     same = seed(flow, SEED)
     flow.group("2  What to draw", AMBER, 340)
     asked = [
-        _prompt(flow, node["clip"], f"{words}, neon, pink on blue", f"Picture {i}", top_of(i - 1))
+        _prompt(flow, node["clip"], f"{words}, neon, pink on blue", f"Picture {i}")
         for i, words in enumerate(
             ("one house on the left", "two fish at the top", "one tree on the right"), 1
         )
     ]
-    flow.group("3  One style in all of them", PURPLE, 320, 320)
-    for row, said in enumerate(asked):
-        look = Look(f"Picture {row + 1}", y=top_of(row))
-        drawn = _sampled(flow, node["model"], said, same, node["vae"], look, style=style)
-        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+    flow.group("3  One style in all of them", PURPLE, 300, 300, 300)
+    for column, said in enumerate(asked):
+        _drawn(flow, node, said, same, f"Picture {column + 1}", column, style=style)
 
 
 def infinity_alpha(flow: Workflow) -> None:
@@ -60,22 +58,13 @@ def infinity_alpha(flow: Workflow) -> None:
     same = seed(flow, SEED)
     flow.group("3  How much of the style", GREEN, 300)
     styles = [
-        flow.add(
-            "InfinityStyle", Look(f"alpha {a:g}", y=top_of(row)), vae=node["vae"], image=reference, alpha=a
-        )
-        for row, a in enumerate((0.0, 1.0, 5.0))
+        flow.add("InfinityStyle", Look(f"alpha {a:g}"), vae=node["vae"], image=reference, alpha=a)
+        for a in (0.0, 1.0, 5.0)
     ]
-    flow.group("4  The same prompt and seed", PURPLE, 320, 320)
-    for row, (title, style) in enumerate(
-        zip(
-            ("alpha 0: all of it", "alpha 1: as in the paper", "alpha 5: the main colours"),
-            styles,
-            strict=True,
-        )
-    ):
-        look = Look(title, y=top_of(row))
-        drawn = _sampled(flow, node["model"], said, same, node["vae"], look, style=style["style"])
-        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+    flow.group("4  The same prompt and seed", PURPLE, 300, 300, 300)
+    titles = ("alpha 0: all of it", "alpha 1: as in the paper", "alpha 5: the main colours")
+    for column, (title, style) in enumerate(zip(titles, styles, strict=True)):
+        _drawn(flow, node, said, same, title, column, style=style["style"])
 
 
 def infinity_two_prompts(flow: Workflow) -> None:
@@ -84,24 +73,20 @@ def infinity_two_prompts(flow: Workflow) -> None:
     same = seed(flow, SEED)
     flow.group("2  Layout from one prompt, details from another", AMBER, 340, 280)
     both = []
-    for number, (title, words, start, end) in enumerate(
-        (
-            ("Layout", "three moons on the left, watercolour, teal on yellow", 0.0, 0.45),
-            ("Details", "three stars on the left, neon, pink on blue", 0.45, 1.0),
-        )
+    for title, words, start, end in (
+        ("Layout", "three moons on the left, watercolour, teal on yellow", 0.0, 0.45),
+        ("Details", "three stars on the left, neon, pink on blue", 0.45, 1.0),
     ):
-        said = _prompt(flow, node["clip"], words, title, top_of(number))
-        look = Look(f"{title}: which scales", 1, top_of(number))
+        said = _prompt(flow, node["clip"], words, title)
+        look = Look(f"{title}: which scales", 1)
         ranged = flow.add("ConditioningSetTimestepRange", look, conditioning=said, start=start, end=end)
         both.append((said, ranged["conditioning"]))
-    look = Look("Both", 1, top_of(1) + 160)
+    look = Look("Both", 1)
     joined = flow.add("ConditioningCombine", look, conditioning_1=both[0][1], conditioning_2=both[1][1])
-    flow.group("3  One alone, the other alone, both", PURPLE, 320, 320)
+    flow.group("3  One alone, the other alone, both", PURPLE, 300, 300, 300)
     each = (("Layout alone", both[0][0]), ("Details alone", both[1][0]), ("Both", joined["conditioning"]))
-    for row, (title, said) in enumerate(each):
-        look = Look(title, y=top_of(row))
-        drawn = _sampled(flow, node["model"], said, same, node["vae"], look)
-        _shown(flow, drawn["latent"], node["vae"], replace(look, column=1))
+    for column, (title, said) in enumerate(each):
+        _drawn(flow, node, said, same, title, column)
 
 
 def infinity_restyle(flow: Workflow) -> None:
@@ -112,7 +97,7 @@ def infinity_restyle(flow: Workflow) -> None:
     node = _demo(flow)
     style = flow.add("InfinityStyle", vae=node["vae"], image=reference)["style"]
     latent = flow.add("VAEEncode", pixels=scene, vae=node["vae"])["latent"]
-    start = flow.add("InfinityStartFromPicture", latent=latent, scales_kept=SCALES)["start"]
+    start = flow.add("InfinityStartFromPicture", Look(room=40), latent=latent, scales_kept=SCALES)["start"]
     flow.group("3  What it shows", AMBER, 340)
     said = _prompt(flow, node["clip"], "two houses in the middle")
     flow.group("4  Your picture in the style", PURPLE, 320, 320)
@@ -150,6 +135,15 @@ def _sampled(
         preview_vae=vae,
         **more,
     )
+
+
+def _drawn(
+    flow: Workflow, node: Node, said: Socket, same: Socket, title: str, column: int, **more: Socket
+) -> None:
+    """A picture and what shows it, below each other."""
+    look = Look(title, column)
+    drawn = _sampled(flow, node["model"], said, same, node["vae"], look, **more)
+    _shown(flow, drawn["latent"], node["vae"], look)
 
 
 def _shown(flow: Workflow, latent: Socket, vae: Socket, look: Look) -> None:
