@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Backbone, BackboneConfig, Block, patches_of
 from i2l_core.demo.files import WEIGHTS, load_backbone
 from i2l_core.train.demo_base import DemoBase
+from i2l_core.train.demo_stages import structure
 from i2l_core.train.demo_stages.backbone import is_hidden_matrix
-from i2l_core.train.demo_stages.data import draw_prompt, token_ids, train_pool
+from i2l_core.train.demo_stages.data import draw_pictures, draw_prompt, token_ids, train_pool
 from i2l_core.train.demo_stages.run import StageRun
 from i2l_core.train.flow import draw_sigmas, noisy, velocity
 from i2l_core.train.plan import Plan
@@ -92,7 +92,7 @@ class Control(nn.Module):
 
 def pictures_of(masks: Tensor) -> Tensor:
     """Covers (B, h, w) uint8 of figures -> what the control looks at, (B, 3, 2 h, 2 w) in 0..1."""
-    return F.interpolate(masks[:, None].float() / 255, scale_factor=2).expand(-1, 3, -1, -1)
+    return structure.pictures_of(masks).movedim(-1, 1)  # BHWC -> BCHW
 
 
 def train(steps: int | None, compiled: bool = True) -> None:
@@ -112,8 +112,7 @@ def train(steps: int | None, compiled: bool = True) -> None:
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(pool.pictures.shape[1], size=plan.batch)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         pairs = list(zip(styles, rows, strict=True))
         prompts = [
             draw_prompt(pool.contents[s][r], pool.styles[s], rng) if rng.uniform() < 0.5 else ""

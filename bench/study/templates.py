@@ -22,6 +22,7 @@ from i2l_core.kv_caches.value import recognise_value
 from i2l_core.predictors.query.config import QueryConfig
 from i2l_core.predictors.query.file import load_predictor
 from i2l_core.predictors.query.network import QueryNetwork
+from i2l_core.references import GRAY
 from i2l_core.train.demo_stages import structure
 
 from .._world import Bench, Case
@@ -30,7 +31,6 @@ VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _CFG = 3.0
 _LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear RGB in BT.709; here of the pictures' own values
 _BLOCK = 16  # styles sampled together
-_GRAY = 128 / 255
 
 Caches = dict[str, KeysValues]
 
@@ -91,7 +91,7 @@ class _World:
         vae = bench.encoder(pictures)  # model latents; the control looks at them as the VAE node gives them
         self.pictures = vae / structure.HOST_SCALE + structure.HOST_SHIFT
         self.style = self._loras(bench.references)
-        self.gray = self._loras(torch.full_like(bench.references[:1], _GRAY))
+        self.gray = self._loras(torch.full_like(bench.references[:1], GRAY))
 
     def paint(
         self, name: str, lora: bool, picture: bool = False, value: float | None = None, prompt: bool = True
@@ -119,8 +119,7 @@ class _World:
             network = cast(Backbone, self.network)  # it takes its extras where that one takes a LoRA
             latents = sample(network, noise[rows], words, nothing, self.sampling, *cast(Any, sides))
             out.append(bench.decoder(latents).clamp(0, 1))
-        case = bench.judge(torch.cat(out))
-        return case
+        return bench.judge(torch.cat(out))
 
     def _loras(self, references: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         tokens = (

@@ -18,7 +18,7 @@ from ...demo.backbone import Backbone, BackboneConfig
 from ...demo.text import TextEncoder
 from ..flow import draw_sigmas, noisy, velocity
 from ..plan import Plan
-from .data import draw_prompt, latents_of, token_ids, train_pool
+from .data import draw_pictures, draw_prompts, latents_of, token_ids, train_pool
 from .run import StageRun
 
 _TAP = 3  # the layer whose tokens the head reads
@@ -94,12 +94,9 @@ def train(
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(latents.shape[1], size=plan.batch)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         x = latents[styles, rows].float()
-        ids = token_ids(
-            [draw_prompt(pool.contents[s][r], pool.styles[s], rng) for s, r in zip(styles, rows, strict=True)]
-        )
+        ids = token_ids(draw_prompts(pool, styles, rows, rng))
         noise = torch.randn(x.shape, generator=generator)
         sigma = draw_sigmas(plan.batch, generator)
         cover = mask_targets(torch.from_numpy(pool.masks[styles, rows]))

@@ -22,7 +22,7 @@ from ...demo.flux2 import Extras, Flux2Backbone, Flux2Config, KeysValues
 from ..flow import draw_sigmas, noisy
 from ..plan import Plan
 from .backbone import pool_basis
-from .data import draw_prompt, latents_of, token_ids, train_pool
+from .data import draw_pictures, draw_prompts, latents_of, token_ids, train_pool
 from .run import StageRun
 
 TOKENS, WAVES = 16, 64
@@ -93,11 +93,8 @@ def train(
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(latents.shape[1], size=plan.batch)
-        prompts = [
-            draw_prompt(pool.contents[s][r], pool.styles[s], rng) for s, r in zip(styles, rows, strict=True)
-        ]
+        styles, rows = draw_pictures(pool, plan.batch, rng)
+        prompts = draw_prompts(pool, styles, rows, rng)
         z = latents[styles, rows].float()
         sigma = draw_sigmas(plan.batch, generator)
         noise = torch.randn(z.shape, generator=generator)

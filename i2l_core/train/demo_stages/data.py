@@ -40,6 +40,16 @@ def latents_of(pool: Pool, basis: PatchBasis, block: int = 250) -> Tensor:
     return torch.cat(out).unflatten(0, (len(pool.styles), -1))
 
 
+def draw_pictures(pool: Pool, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The style and the row of `count` random pictures of a pool."""
+    return rng.integers(len(pool.styles), size=count), rng.integers(pool.pictures.shape[1], size=count)
+
+
+def draw_prompts(pool: Pool, styles: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """A random prompt for each of these pictures."""
+    return [draw_prompt(pool.contents[s][r], pool.styles[s], rng) for s, r in zip(styles, rows, strict=True)]
+
+
 def draw_prompt(content: Content, style: Style, rng: np.random.Generator) -> str:
     """A random prompt: with or without words for the style, only the style, or empty (for CFG)."""
     u = rng.uniform()

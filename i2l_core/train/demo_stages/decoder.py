@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...demo.autoencoder import PATCH, PatchBasis, build_decoder
 from ..plan import Plan
-from .data import test_pool, train_pool
+from .data import draw_pictures, test_pool, train_pool
 from .run import StageRun
 
 _CROP = 8  # latent cells a side
@@ -38,8 +38,7 @@ def train(
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(pool.pictures.shape[1], size=plan.batch)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         y, x = (
             PATCH * rng.integers(pool.pictures.shape[2] // PATCH - _CROP + 1, size=(2, plan.batch))
         ).tolist()

@@ -18,7 +18,7 @@ from ...demo.flux2 import Flux2Backbone, Flux2Config
 from ..flow import draw_sigmas, noisy
 from ..plan import Plan
 from .backbone import pool_basis
-from .data import draw_prompt, latents_of, token_ids, train_pool
+from .data import draw_pictures, draw_prompts, latents_of, token_ids, train_pool
 from .run import StageRun
 
 _TEACHER_TAP, _TAP = 3, 3  # the layers whose tokens are compared
@@ -81,11 +81,8 @@ def train(folder: Path, plan: Plan, config: Flux2Config, compiled: bool) -> tupl
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(latents.shape[1], size=plan.batch)
-        prompts = [
-            draw_prompt(pool.contents[s][r], pool.styles[s], rng) for s, r in zip(styles, rows, strict=True)
-        ]
+        styles, rows = draw_pictures(pool, plan.batch, rng)
+        prompts = draw_prompts(pool, styles, rows, rng)
         clean = latents[styles, rows].float()
         sigma = draw_sigmas(plan.batch, generator)
         x = noisy(clean, torch.randn(clean.shape, generator=generator), sigma)

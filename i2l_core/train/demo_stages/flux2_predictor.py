@@ -20,6 +20,7 @@ from ...demo.prompts import content_prompt
 from ...predictors.query.config import LayerSpec, QueryConfig
 from ...predictors.query.file import load_predictor
 from ...predictors.query.network import QueryNetwork
+from ...references import GRAY
 from ..flow import draw_sigmas, noisy
 from ..plan import Plan
 from .backbone import pool_basis
@@ -30,9 +31,8 @@ LoRAs = dict[str, LayerPair]  # weight -> (down (S, k, d_in), up (S, d_out, k))
 
 TARGETS = 6  # noisy latents of each style in a step
 _MOST_REFERENCES = 4
-_GRAY = 0.06  # share of steps with gray references
+_GRAY_SHARE = 0.06  # share of steps with gray references
 _NO_PROMPT = 0.1
-_GRAY_VALUE = 128 / 255
 
 
 def adapted_layers(c: Flux2Config) -> tuple[LayerSpec, ...]:
@@ -92,8 +92,8 @@ def train(folder: Path, plan: Plan, network: Flux2Backbone, compiled: bool) -> t
         pictures = (
             torch.from_numpy(pool.pictures[styles[:, None], seen]).flatten(0, 1).movedim(-1, 1).float() / 255
         )
-        if rng.uniform() < _GRAY:
-            pictures = torch.full_like(pictures, _GRAY_VALUE)
+        if rng.uniform() < _GRAY_SHARE:
+            pictures = torch.full_like(pictures, GRAY)
         with torch.no_grad():
             tokens = encoder(pictures * 2 - 1).unflatten(0, seen.shape).flatten(1, 2)
             shown = _pairs(teacher, tokens)

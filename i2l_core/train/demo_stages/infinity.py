@@ -23,7 +23,7 @@ from ...infinity.rope import Rotation, rotation
 from ...infinity.transformer import Infinity
 from ..plan import Plan
 from .backbone import MaskHead, mask_targets
-from .data import draw_prompt, token_ids, train_pool
+from .data import draw_pictures, draw_prompts, token_ids, train_pool
 from .infinity_code import LinearCode, as_input, fit
 from .run import StageRun
 
@@ -173,11 +173,8 @@ def train(folder: Path, plan: Plan, compiled: bool) -> tuple[StageRun, Infinity]
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(latents.shape[1], size=plan.batch)
-        prompts = [
-            draw_prompt(pool.contents[s][r], pool.styles[s], rng) for s, r in zip(styles, rows, strict=True)
-        ]
+        styles, rows = draw_pictures(pool, plan.batch, rng)
+        prompts = draw_prompts(pool, styles, rows, rng)
         share = torch.rand(plan.batch, 1, 1, generator=generator) * _FLIPPED
         flips = torch.rand(plan.batch, sum(SCALES.counts), TRANSFORMER.bits, generator=generator) < share
         bits, inputs = self_corrected(latents[styles, rows].float(), flips)

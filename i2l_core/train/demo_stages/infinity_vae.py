@@ -20,7 +20,7 @@ from ...infinity.bits import features
 from ...infinity.coder import Coder
 from ...infinity.scales import Scales
 from ..plan import Plan
-from .data import test_pool, train_pool
+from .data import draw_pictures, test_pool, train_pool
 from .decoder import restoration_loss
 from .infinity_code import as_input, fit, put_into
 from .run import StageRun
@@ -53,8 +53,7 @@ def train(folder: Path, plan: Plan) -> tuple[StageRun, Coder]:
 
     def loss(step: int) -> Tensor:
         rng, _ = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(pool.pictures.shape[1], size=plan.batch)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         scales = _HALVED if step < _CROPPED * plan.steps else SCALES
         side = scales.pixels[0]
         y, x = rng.integers(pool.pictures.shape[2] - side + 1, size=(2, plan.batch)).tolist()

@@ -21,7 +21,7 @@ from ...kv_caches.dit import DitTemplate, host_name
 from ..flow import draw_sigmas, noisy, velocity
 from ..plan import Plan
 from .backbone import pool_basis
-from .data import draw_prompt, latents_of, token_ids, train_pool
+from .data import draw_pictures, draw_prompt, latents_of, token_ids, train_pool
 from .flux2 import is_hidden_matrix
 from .run import StageRun
 
@@ -56,8 +56,7 @@ def train(
 
     def loss(step: int) -> Tensor:
         rng, generator = run.generator(step)
-        styles = rng.integers(len(pool.styles), size=plan.batch)
-        rows = rng.integers(latents.shape[1], size=plan.batch)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         pairs = zip(styles, rows, strict=True)
         prompts = [
             "" if rng.uniform() < _NO_PROMPT else draw_prompt(pool.contents[s][r], pool.styles[s], rng)

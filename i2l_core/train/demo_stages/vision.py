@@ -20,7 +20,7 @@ from ...demo.pool import Pool
 from ...demo.style import TECHNIQUES
 from ...encoders import SQUARE, EncoderConfig, VisionEncoder
 from ..plan import Plan
-from .data import judge_pool, test_pool, train_pool
+from .data import draw_pictures, judge_pool, test_pool, train_pool
 from .run import StageRun
 
 ENCODER = EncoderConfig(
@@ -64,7 +64,7 @@ def train_encoder(folder: Path, plan: Plan) -> tuple[StageRun, VisionEncoder]:
 
     def loss(step: int) -> Tensor:
         rng, _ = run.generator(step)
-        styles, rows = _draw(pool, plan.batch, rng)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         return score(_pictures(pool, styles, rows), *_style_labels(pool, styles))[0]
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ def train_judge(folder: Path, plan: Plan) -> tuple[StageRun, Judge]:
 
     def loss(step: int) -> Tensor:
         rng, _ = run.generator(step)
-        styles, rows = _draw(pool, plan.batch, rng)
+        styles, rows = draw_pictures(pool, plan.batch, rng)
         verdict = judge(_pictures(pool, styles, rows))
         technique, factors = _style_labels(pool, styles)
         subject, count, place = _content_labels(pool, styles, rows)
@@ -120,10 +120,6 @@ def train_judge(folder: Path, plan: Plan) -> tuple[StageRun, Judge]:
 
     run.train(loss, [(200, measure)])
     return run, judge
-
-
-def _draw(pool: Pool, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return rng.integers(len(pool.styles), size=count), rng.integers(pool.pictures.shape[1], size=count)
 
 
 def _pictures(pool: Pool, styles: np.ndarray, rows: np.ndarray) -> Tensor:
