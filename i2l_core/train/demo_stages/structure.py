@@ -90,9 +90,12 @@ def save(folder: Path, control: Flux2Backbone) -> Path:
 
 
 def load(folder: Path) -> Flux2Backbone:
-    """The training-side network in float32, to be sampled without the host."""
+    """The training-side network in float32, to be sampled without the host. Raises ValueError for a file that lacks
+    more than the output, which is not used and not kept."""
     tensors = load_file(folder / files.STRUCTURE)
     found = {host: tensor.float() for name, tensor in tensors.items() if (host := host_name(name))}
     network = Flux2Backbone(Flux2Config())
-    network.load_state_dict(found, strict=False)  # without the output, which is not used and not kept
+    missing, unknown = network.load_state_dict(found, strict=False)
+    if unknown or any(not name.startswith("final_layer.") for name in missing):
+        raise ValueError(f"{files.STRUCTURE} is of another network: train the stage again")
     return network.eval()
