@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kv_caches.dit import REFERENCE_INDEX, flux2_arguments
 from .backbone import LayerPair, LoRALinear, patches_of
 
 KeysValues = tuple[Tensor, Tensor]  # (B or 1, T, heads, head_dim) each
-
-REFERENCE_INDEX = 10.0  # first rotary coordinate of a control picture, between text and further pictures
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,9 @@ class Flux2Config:
         return asdict(self) | {
             "image_model": "flux2",
             "out_channels": self.in_channels,
-            "axes_dim": [self.head_dim // 4] * 4,
-            "txt_ids_dims": [3],
-            "vec_in_dim": None,
-            "global_modulation": True,
-            "mlp_silu_act": True,
-            "qkv_bias": False,
-            "ops_bias": False,
-            "guidance_embed": False,
-            "default_ref_method": "index",
-            "ref_index_scale": 10.0,
             "yak_mlp": False,
             "txt_norm": False,
+            **flux2_arguments(self.head_dim),
         }
 
 

@@ -40,6 +40,22 @@ _UNUSED = ("norm_out.linear.weight", "proj_out.weight")
 _SIGNATURE = ("img_embedder.weight", "txt_embedder.weight", "transformer_blocks.0.img_to_qkv.weight")
 
 
+def flux2_arguments(head_dim: int) -> dict[str, Any]:
+    """What makes the host's Flux class a FLUX.2, whatever its size."""
+    return {
+        "axes_dim": [head_dim // 4] * 4,
+        "txt_ids_dims": [3],
+        "vec_in_dim": None,
+        "global_modulation": True,
+        "mlp_silu_act": True,
+        "qkv_bias": False,
+        "ops_bias": False,
+        "guidance_embed": False,
+        "default_ref_method": "index",
+        "ref_index_scale": REFERENCE_INDEX,
+    }
+
+
 @dataclass(frozen=True)
 class DitTemplate:
     """Sizes of the network, read from shapes. `patch`: numbers in a patch of a latent; `text`: width of a prompt."""
@@ -73,17 +89,8 @@ class DitTemplate:
             "mlp_ratio": self.mlp / self.hidden,
             "depth": self.double,
             "depth_single_blocks": self.single,
-            "axes_dim": [self.head_dim // 4] * 4,
             "theta": 2000,
-            "txt_ids_dims": [3],
-            "vec_in_dim": None,
-            "global_modulation": True,
-            "mlp_silu_act": True,
-            "qkv_bias": False,
-            "ops_bias": False,
-            "guidance_embed": False,
-            "default_ref_method": "index",
-            "ref_index_scale": REFERENCE_INDEX,
+            **flux2_arguments(self.head_dim),
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
