@@ -49,6 +49,11 @@ class Case:
     style_distance: Tensor  # (styles * prompts,)
     right: Tensor  # (styles * prompts, 3) subject, count, place
 
+    def same_content(self, other: Case) -> Tensor:
+        """(styles * prompts,) 1 where subject, count and place are read as in another case's pictures, else 0."""
+        same = [getattr(self.verdict, f).argmax(1) == getattr(other.verdict, f).argmax(1) for f in PARTS]
+        return torch.stack(same, 1).all(1).float().cpu()
+
     def figures(self) -> dict[str, float]:
         return {
             "style_distance": round(float(self.style_distance.mean()), 4),
@@ -90,7 +95,7 @@ class Bench:
         self.network = cast(Backbone, network)  # what paints and trains
         self.seen = [self.read(self.references[:, i]) for i in range(n_references)]
         self.words = self.words_of(self.targets)
-        self.no_words = self.text(self._ids([""]))
+        self.no_words = self.texts([""])
 
     def paint(
         self,
@@ -163,7 +168,11 @@ class Bench:
 
     def words_of(self, asked: Sequence[Content]) -> Tensor:
         """Conditionings (N, T, D) of prompts for contents."""
-        return self.text(self._ids(content_prompt(c) for c in asked))
+        return self.texts([content_prompt(c) for c in asked])
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Conditionings (N, T, D) of prompts."""
+        return self.text(torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device))
 
     def repeated(self, reference: Verdict) -> Verdict:
         """Of one reference per style -> of each of its pictures."""
@@ -194,9 +203,6 @@ class Bench:
         """What the judge reads in (N, 3, H, W)."""
         parts = [self.verdict(part) for part in pictures.split(_JUDGED)]
         return Verdict(*(torch.cat([getattr(part, f) for part in parts]) for f in _FIELDS))
-
-    def _ids(self, prompts: Any) -> Tensor:
-        return torch.tensor([tokenise(prompt) for prompt in prompts], device=self.device)
 
 
 def predict(references: Tensor, predictor: QueryNetwork | None = None) -> dict[str, LayerPair]:

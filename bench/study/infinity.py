@@ -2,8 +2,8 @@
 
 One held-out style and one held-out content a row, one reference. Every condition draws with the same random numbers.
 `agreement`: share of the pictures in which the judge reads the subject, count and place of the unstyled picture;
-`outline`: correlation of the edges with the unstyled picture's. Beside them the predicted LoRA and img2img of the
-demo's diffusion model, on the same styles.
+`outline`: how far the outlines agree with the unstyled picture's (structure.py). Beside them the predicted LoRA and
+img2img of the demo's diffusion model, on the same styles.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from i2l_core.demo import files
 from i2l_core.demo.content import PARTS, SUBJECTS, contents
 from i2l_core.demo.infinity import SCALES
 from i2l_core.demo.judge import Verdict, style_distance, style_parts
-from i2l_core.demo.prompts import content_prompt, style_prompt, tokenise
+from i2l_core.demo.prompts import content_prompt, style_prompt
 from i2l_core.demo.sampler import Sampling as Diffusion
 from i2l_core.demo.style import HUE_CENTRES, HUE_NAMES, Style
 from i2l_core.infinity.bits import features
@@ -30,6 +29,7 @@ from i2l_core.infinity.blend import REPLACE, TOP, BlendSettings, style_part
 from i2l_core.infinity.paths import Drawing, Sampling, Styling, draw, feature_of_words
 
 from .._world import Bench, Case, predict
+from .structure import agreement as outline_agreement
 
 ALPHAS = (0.2, 0.6, 1.0, 2.0, 5.0)
 STRENGTHS = (0.25, 0.5, 0.75, 1.25, 1.5)
@@ -73,19 +73,15 @@ class World:
         self.network = files.load_infinity().requires_grad_(False)
         self.coder = files.load_infinity_vae().requires_grad_(False)
         self.latents = self.encode(bench.references.flatten(0, 1)).unflatten(0, bench.references.shape[:2])
-        self.contents = bench.targets
         self.styles: Sequence[Style] = bench.pool.styles
-        self.texts = self.texts_of([content_prompt(c) for c in self.contents])
-        self.named = self.texts_of(
+        self.texts = bench.words
+        self.named = bench.texts(
             [
                 f"{content_prompt(c)}, {style_prompt(s)}"
-                for c, s in zip(self.contents, self.styles, strict=True)
+                for c, s in zip(bench.targets, self.styles, strict=True)
             ]
         )
         self.none = self.paint("none")
-
-    def texts_of(self, prompts: Sequence[str]) -> Tensor:
-        return self.bench.text(torch.tensor([tokenise(prompt) for prompt in prompts]))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in 0..1 -> latents."""
@@ -104,20 +100,17 @@ class World:
         shared: bool = True,
         sampling: Sampling = _SAMPLING,
         kept: Sequence[Tensor] = (),
-        rows: int = _ROWS,
     ) -> Tensor:
         """(N, 3, H, W) in 0..1. `texts`: (N, L, W), or one of them for each scale."""
         each = [texts] if isinstance(texts, Tensor) else list(texts)
         out = []
-        for first in range(0, len(each[0]), rows):
-            some = slice(first, first + rows)
+        for first in range(0, len(each[0]), _ROWS):
+            some = slice(first, first + _ROWS)
             block = [t[some] for t in each]
             drawing = Drawing(SCALES, block, rows=len(block[0]), kept=[k[some] for k in kept])
             styling = None
             if settings is not None or structure is not None:
-                styling = Styling(
-                    None if part is None else part[some], settings or PFB, structure, shared, content=False
-                )
+                styling = Styling(None if part is None else part[some], settings or PFB, structure, shared)
             seeded = replace(sampling, seed=_SEED + first)
             for step in draw(self.network, drawing, seeded, styling):
                 last = step
@@ -141,25 +134,16 @@ class World:
 
     def figures(self, case: Case, against: Case | None = None) -> dict[str, Any]:
         """Of a condition; its changes from the unstyled pictures, or from another condition."""
-        bench, base = self.bench, against or self.none
-        accuracy = case.right.float().mean(1)
-        distance = case.style_distance
-        both = 2 * (1 - distance.mean()) * accuracy.mean() / (1 - distance.mean() + accuracy.mean())
+        near, accuracy = 1 - case.style_distance.mean(), case.right.float().mean()
+        both = 2 * near * accuracy / (near + accuracy)
         return {
             **case.figures(),
             "harmonic": round(float(both), 4),
-            "agreement": round(float(_agreement(case, self.none).mean()), 4),
-            "outline": round(float(_outline(case.pictures, self.none.pictures).mean()), 4),
-            "by_factor": {name: round(float(d.mean()), 4) for name, d in bench.factors(case).items()},
+            "agreement": round(float(case.same_content(self.none).mean()), 4),
+            "outline": round(float(self._outline(case).mean()), 4),
+            "by_factor": {name: round(float(d.mean()), 4) for name, d in self.bench.factors(case).items()},
             "leakage": self._leakage(case),
-            "change": {
-                "style_distance": bench.paired(distance, base.style_distance),
-                "prompt_accuracy": bench.paired(accuracy, base.right.float().mean(1)),
-                "agreement": bench.paired(_agreement(case, self.none), _agreement(base, self.none)),
-                "outline": bench.paired(
-                    _outline(case.pictures, self.none.pictures), _outline(base.pictures, self.none.pictures)
-                ),
-            },
+            "change": self._over(case, against or self.none),
         }
 
     def ablation(self) -> dict[str, Any]:
@@ -207,8 +191,8 @@ class World:
         found = {name: self.figures(case) for name, case in cases.items()}
         # A given picture, of another style: the next one's, which shows this style's content
         other = [b.roll(1, 0) for b in bits]
-        asked = [self.contents[i - 1] for i in range(len(self.contents))]
-        restyled = self.paint("a given picture", PFB, structure=_KEPT, kept=other, texts=self.texts_of(
+        asked = [self.bench.targets[i - 1] for i in range(len(self.bench.targets))]
+        restyled = self.paint("a given picture", PFB, structure=_KEPT, kept=other, texts=self.bench.texts(
             [content_prompt(c) for c in asked]
         ))  # fmt: skip
         again = self.bench.judge(restyled.pictures, asked)
@@ -222,11 +206,12 @@ class World:
         return {
             "style_distance": paired(case.style_distance, base.style_distance),
             "prompt_accuracy": paired(case.right.float().mean(1), base.right.float().mean(1)),
-            "agreement": paired(_agreement(case, self.none), _agreement(base, self.none)),
-            "outline": paired(
-                _outline(case.pictures, self.none.pictures), _outline(base.pictures, self.none.pictures)
-            ),
+            "agreement": paired(case.same_content(self.none), base.same_content(self.none)),
+            "outline": paired(self._outline(case), self._outline(base)),
         }
+
+    def _outline(self, case: Case) -> Tensor:
+        return outline_agreement(case.pictures, self.none.pictures)
 
     def _leakage(self, case: Case) -> dict[str, float]:
         """Points above chance that the picture shows the reference's subject, count or place where the prompt says
@@ -236,7 +221,7 @@ class World:
         for name in PARTS:
             seen = getattr(case.verdict, name).argmax(1).cpu()
             reference = torch.tensor([getattr(c, name) for c in shown])
-            asked = torch.tensor([getattr(c, name) for c in self.contents])
+            asked = torch.tensor([getattr(c, name) for c in self.bench.targets])
             rates = []
             for shift in range(min(len(reference), 64)):
                 dealt = reference.roll(shift)
@@ -251,7 +236,7 @@ def key_step(world: World) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("subject", "hue"):
         first, second = _pairs(kind == "subject", kind == "hue")
-        a, b = (world.texts_of([asked.prompt for asked in side]) for side in (first, second))
+        a, b = (world.bench.texts([asked.prompt for asked in side]) for side in (first, second))
         row = {}
         for scale in range(_SCALES + 1):  # 0: nowhere
             texts = [b if index + 1 == scale else a for index in range(_SCALES)]
@@ -265,7 +250,7 @@ def key_feature(world: World) -> dict[str, Any]:
     """Fig. 3: two prompts that differ in subject and hue. What of the second comes with its feature after scale 3, and
     what with the first component of it."""
     first, second = _pairs(subject=True, hue=True)
-    a, b = (world.texts_of([asked.prompt for asked in side]) for side in (first, second))
+    a, b = (world.bench.texts([asked.prompt for asked in side]) for side in (first, second))
     source = torch.cat([
         feature_of_words(
             world.network, Drawing(SCALES, [part], rows=len(part)), replace(_SAMPLING, seed=_SEED + 1000 + i), 3
@@ -294,9 +279,9 @@ def words(world: World) -> dict[str, Any]:
     chosen = contents(True)[:_SET]
     styles = world.styles[: max(1, min(24, len(world.styles)))]
     prompts = [f"{content_prompt(c)}, {style_prompt(s)}" for s in styles for c in chosen]
-    texts = world.texts_of(prompts)
+    texts = world.bench.texts(prompts)
     asked = [c for _ in styles for c in chosen]
-    only = world.texts_of([style_prompt(s) for s in styles])
+    only = world.bench.texts([style_prompt(s) for s in styles])
     found = {}
     for name, settings, structure in (
         ("none", None, None),
@@ -340,24 +325,6 @@ def _anchors(bench: Bench, steps: int) -> dict[str, Any]:
 
 def _taken(verdict: Verdict, index: Tensor) -> Verdict:
     return Verdict(*(getattr(verdict, f)[index] for f in Verdict.__dataclass_fields__))
-
-
-def _agreement(case: Case, none: Case) -> Tensor:
-    """(N,) 1 where subject, count and place are read as in the unstyled picture."""
-    same = [getattr(case.verdict, f).argmax(1) == getattr(none.verdict, f).argmax(1) for f in PARTS]
-    return torch.stack(same, 1).all(1).float().cpu()
-
-
-def _outline(pictures: Tensor, unstyled: Tensor) -> Tensor:
-    """(N,) correlation of the edges, each brought to 32 x 32."""
-
-    def edges(x: Tensor) -> Tensor:
-        gray = x.mean(1, keepdim=True)
-        dy, dx = gray.diff(dim=2)[..., :-1], gray.diff(dim=3)[:, :, :-1]
-        strength = F.adaptive_avg_pool2d((dx.square() + dy.square()).sqrt(), 32).flatten(1)
-        return F.normalize(strength - strength.mean(1, keepdim=True), dim=1)
-
-    return (edges(pictures) * edges(unstyled)).sum(1).cpu()
 
 
 @dataclass(frozen=True)

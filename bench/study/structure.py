@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i2l_core.demo.backbone import Attention, Backbone, LayerPair
-from i2l_core.demo.content import PARTS
 from i2l_core.demo.sampler import Sampling, shifted
 from i2l_core.mixing.block_weights import BlockWeights
 from i2l_core.references import GRAY
@@ -148,13 +147,10 @@ def _edges(pictures: Tensor) -> Tensor:
 
 def _figures(bench: Bench, case: Case, plain: Case, outline: Tensor) -> dict[str, Any]:
     right, nothing = case.right.all(1).float(), torch.zeros(len(outline))
-    same = torch.stack(
-        [getattr(case.verdict, part).argmax(1) == getattr(plain.verdict, part).argmax(1) for part in PARTS]
-    )
     return {
         **case.figures(),
         "outline": round(float(outline.mean()), 4),
-        "content_as_unstyled": round(float(same.all(0).float().mean()), 4),
+        "content_as_unstyled": round(float(case.same_content(plain).mean()), 4),
         "style_distance_interval_95": bench.paired(case.style_distance, nothing)["interval_95"],
         "all_right_interval_95": bench.paired(right, nothing)["interval_95"],
         "outline_interval_95": bench.paired(outline, nothing)["interval_95"],
