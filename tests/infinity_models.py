@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from i2l.i2l_core.infinity import files
 from i2l.i2l_core.infinity.coder import Coder, CoderConfig
 from i2l.i2l_core.infinity.config import InfinityConfig
 
@@ -118,3 +121,21 @@ def coder_weights(config: CoderConfig, wrapped: bool = True) -> dict[str, Tensor
 
 
 CODER = CoderConfig(bits=8, base=32, encoder=(32, 64, 64), decoder=(32, 32, 64), res_blocks=1)
+# 16 pixels a place, as pictures for a transformer without patches need
+CODER_16 = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
+
+
+def hosted_model(folder: Path):
+    """The tiny transformer as the host loads it, from a file that is written into the folder."""
+    from i2l.i2l_core.host.infinity.model import load_model
+
+    path = folder / "model.safetensors"
+    save_file(released_weights(), path)
+    return load_model(path)
+
+
+def hosted_vae(config: CoderConfig):
+    """A picture coder of these sizes as a VAE of the host."""
+    from i2l.i2l_core.host.infinity.vae import InfinityVAE
+
+    return InfinityVAE(config, files.coder_weights(coder_weights(config)))

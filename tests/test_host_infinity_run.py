@@ -8,7 +8,6 @@ from typing import Any
 import infinity_models as models
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
@@ -29,18 +28,12 @@ STYLING = Styling(
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.infinity.model import load_model
-
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_file(models.released_weights(), path)
-    return load_model(path)
+    return models.hosted_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def vae(host):
-    from i2l.i2l_core.host.infinity.vae import InfinityVAE
-
-    return InfinityVAE(models.CODER, coder_weights(models.coder_weights(models.CODER)))
+    return models.hosted_vae(models.CODER)
 
 
 @pytest.fixture

@@ -7,35 +7,25 @@ from typing import Any
 import infinity_models as models
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.infinity.coder import CoderConfig
-from i2l.i2l_core.infinity.files import coder_weights
 from i2l.i2l_core.infinity.paths import Drawing, Sampling, draw
 from i2l.i2l_core.infinity.scales import RATIOS, scales_of
 from i2l.i2l_core.infinity.style import StyleSettings
 from i2l.i2l_core.references import Reference
 
-CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
 SMALL: dict[str, Any] = {"size": "0.06M", "aspect": "2:3"}
 
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.infinity.model import load_model
-
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_file(models.released_weights(), path)
-    return load_model(path)
+    return models.hosted_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def vae(host):
-    from i2l.i2l_core.host.infinity.vae import InfinityVAE
-
-    return InfinityVAE(CODER, coder_weights(models.coder_weights(CODER)))
+    return models.hosted_vae(models.CODER_16)
 
 
 @pytest.fixture(scope="module")

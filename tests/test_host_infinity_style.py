@@ -7,12 +7,11 @@ from dataclasses import replace
 import infinity_models as models
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.infinity.blend import BlendSettings
-from i2l.i2l_core.infinity.coder import Coder, CoderConfig
+from i2l.i2l_core.infinity.coder import Coder
 from i2l.i2l_core.infinity.files import coder_weights
 from i2l.i2l_core.infinity.paths import Drawing, Sampling
 from i2l.i2l_core.infinity.scales import scales_of
@@ -23,8 +22,6 @@ SCALES = scales_of(1.5, "0.06M")
 TEXT = models.numbers("text", 1, 7, models.TEXT)
 OTHER = models.numbers("negative", 1, 11, models.TEXT)
 SAMPLING = Sampling(seed=5, temperature=0.7)
-# 16 pixels a place, as pictures for a transformer without patches need
-CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
 
 
 def conditioning(states: Tensor, **options) -> list:
@@ -33,18 +30,12 @@ def conditioning(states: Tensor, **options) -> list:
 
 @pytest.fixture(scope="module")
 def model(host, tmp_path_factory: pytest.TempPathFactory):
-    from i2l.i2l_core.host.infinity.model import load_model
-
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_file(models.released_weights(), path)
-    return load_model(path)
+    return models.hosted_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def vae(host):
-    from i2l.i2l_core.host.infinity.vae import InfinityVAE
-
-    return InfinityVAE(CODER, coder_weights(models.coder_weights(CODER)))
+    return models.hosted_vae(models.CODER_16)
 
 
 def references() -> tuple[Reference, ...]:
@@ -55,8 +46,8 @@ def references() -> tuple[Reference, ...]:
 def test_a_style_of_pictures_is_that_of_the_core(model, vae):
     from i2l.i2l_core.host.infinity.style import PictureStyle, styling_of
 
-    coder = Coder(CODER)
-    coder.load_state_dict(coder_weights(models.coder_weights(CODER)))
+    coder = Coder(models.CODER_16)
+    coder.load_state_dict(coder_weights(models.coder_weights(models.CODER_16)))
     settings = StyleSettings(BlendSettings(alpha=2.0), structure_end=0.8)
     pictures = references()
     found = styling_of(PictureStyle(vae, pictures, settings), model, Drawing(SCALES, [TEXT]), SAMPLING)
@@ -117,7 +108,7 @@ def test_styles_that_do_not_fit_are_refused(model, host):
     from i2l.i2l_core.host.infinity.vae import InfinityVAE
 
     drawing = Drawing(SCALES, [TEXT])
-    other = replace(CODER, bits=16)
+    other = replace(models.CODER_16, bits=16)
     vae = InfinityVAE(other, coder_weights(models.coder_weights(other)))
     with pytest.raises(I2LError, match="this VAE writes 16 bits, the model reads 8"):
         styling_of(PictureStyle(vae, references()), model, drawing, SAMPLING)

@@ -14,11 +14,9 @@ from safetensors.torch import save_file
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.infinity.bits import features
-from i2l.i2l_core.infinity.coder import CoderConfig
 from i2l.i2l_core.infinity.files import coder_weights
 from i2l.i2l_core.infinity.scales import scales_of
 
-CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
 SMALL: dict[str, Any] = {"size": "0.06M", "aspect": "3:2", "seed": 3, "cfg": 3.0, "batch_size": 1}
 
 
@@ -28,7 +26,7 @@ def folders(host, tmp_path: Path, monkeypatch) -> Path:
 
     contents = {
         "diffusion_models": ("model.safetensors", models.released_weights()),
-        "vae": ("vae.safetensors", models.coder_weights(CODER)),
+        "vae": ("vae.safetensors", models.coder_weights(models.CODER_16)),
     }
     for folder, (name, weights) in contents.items():
         (tmp_path / folder).mkdir()
@@ -111,7 +109,7 @@ def test_other_vaes_are_refused(loaded):
     picture = torch.rand(1, 64, 64, 3)
     with pytest.raises(I2LError, match="use Load Infinity VAE"):
         given(InfinityStyleFromPictures, vae=object(), image=picture)
-    config = replace(CODER, bits=16)
+    config = replace(models.CODER_16, bits=16)
     other = InfinityVAE(config, coder_weights(models.coder_weights(config)))
     style = given(InfinityStyleFromPictures, vae=other, image=picture)[0]
     prompt = {"model": model, "positive": words("text", 7), **SMALL}
@@ -272,7 +270,7 @@ def test_a_vae_that_its_name_betrays_is_warned_about(host, bits: int, name: str,
     from i2l.i2l_core.host.infinity.cards import vae_card
     from i2l.i2l_core.host.infinity.vae import InfinityVAE
 
-    config = replace(CODER, bits=bits)
+    config = replace(models.CODER_16, bits=bits)
     card = vae_card(InfinityVAE(config, coder_weights(models.coder_weights(config))), name)
     assert [one["id"] for one in card["warnings"]] == ["infinity_vae"] * warned
 

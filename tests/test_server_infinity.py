@@ -14,14 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from server_graphs import Prompt, cancelled_at, changed, extended, graph, pixels
 
-from i2l.i2l_core.infinity.coder import CoderConfig
 from i2l.i2l_core.infinity.scales import SIZES, scales_of
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
 
 pytestmark = pytest.mark.server
 
-CODER = CoderConfig(bits=8, base=32, encoder=(32,) * 5, decoder=(32,) * 5, res_blocks=1)
 NAME = "tiny_infinity.safetensors"
 HEIGHT, WIDTH = scales_of(1.0, SIZES[0]).pixels
 SAMPLER = {
@@ -49,7 +47,7 @@ def infinity(host, comfy_server: ComfyServer) -> ComfyClient:
     files = {
         "diffusion_models": models.released_weights(),
         "text_encoders": {n: torch.randn(t.shape) / t.shape[-1] ** 0.5 for n, t in text.items()},
-        "vae": models.coder_weights(CODER),
+        "vae": models.coder_weights(models.CODER_16),
     }
     for folder, weights in files.items():
         (comfy_server.base / "models" / folder).mkdir(parents=True, exist_ok=True)
