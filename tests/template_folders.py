@@ -7,8 +7,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from i2l.i2l_core.predictors.template.run import PERMISSION
 
 # For the layers it is given. What it predicts depends on every pixel of every picture, on their sizes and on
 # how many there are; it has parameters, a buffer that is saved and one that is not.
@@ -125,3 +128,16 @@ TEMPLATE_MODEL = None
 TEMPLATE_MODEL_PATH = None
 """
     return write(folder, program)
+
+
+def allowed_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty models/i2l, as extra paths may set it, and the server's permission."""
+    import folder_paths
+
+    folder = tmp_path / "models" / "i2l"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "models_dir", str(folder.parent))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "i2l", ([str(folder)], {".safetensors"}))
+    monkeypatch.delitem(folder_paths.filename_list_cache, "i2l", raising=False)
+    monkeypatch.setenv(PERMISSION, "1")
+    return folder

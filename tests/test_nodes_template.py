@@ -21,16 +21,7 @@ from i2l.i2l_core.references import Reference, references_from
 
 @pytest.fixture
 def root(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty models/i2l, as extra paths may set it, and the server's permission."""
-    import folder_paths
-
-    folder = tmp_path / "models" / "i2l"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(folder_paths, "models_dir", str(folder.parent))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "i2l", ([str(folder)], {".safetensors"}))
-    monkeypatch.delitem(folder_paths.filename_list_cache, "i2l", raising=False)
-    monkeypatch.setenv(PERMISSION, "1")
-    return folder
+    return template_folders.allowed_templates(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -47,16 +47,7 @@ TEMPLATE_MODEL_PATH = "model.safetensors"
 
 @pytest.fixture
 def root(host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty models/i2l, and the server's permission."""
-    import folder_paths
-
-    folder = tmp_path / "models" / "i2l"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(folder_paths, "models_dir", str(folder.parent))
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "i2l", ([str(folder)], {".safetensors"}))
-    monkeypatch.delitem(folder_paths.filename_list_cache, "i2l", raising=False)
-    monkeypatch.setenv(PERMISSION, "1")
-    return folder
+    return template_folders.allowed_templates(tmp_path, monkeypatch)
 
 
 def kv_program(
