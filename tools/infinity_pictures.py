@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from .card_drawing import ACCENT, GAP, INNER, MARGIN, SIDE, SMALL, SOFT, Card, Pictures, shipped
 
 
@@ -53,7 +55,7 @@ def infinity_restyle(card: Card, shown: Pictures) -> None:
     _from_one(card, "neon_1", shown["As Infinity sees it"][0], shown["In the style"][0])
 
 
-def _from_one(card: Card, style: str, before, after) -> None:
+def _from_one(card: Card, style: str, before: Image.Image, after: Image.Image) -> None:
     """The style above; below the picture without and with it."""
     side, large = 290.0, (INNER - GAP) / 2
     card.paste(shipped(style)[0], (SIDE - side) / 2, MARGIN, side)
