@@ -56,5 +56,6 @@ class StyleReference(io.ComfyNode):
     @classmethod
     def execute(cls, image: Batch, weight: float, mask: Tensor | None = None) -> io.NodeOutput:
         references = references_with(image, weight, mask)
-        part = "" if references[0].mask is None else f", {references[0].mask.mean():.0%} of the picture used"
+        used = references[0].full_mask
+        part = "" if used is None else f", {used.mean():.0%} of the picture used"
         return io.NodeOutput(references, ui=NodeReport(f"weight {weight:g}{part}"))

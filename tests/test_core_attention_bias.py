@@ -120,8 +120,8 @@ def test_a_batch_takes_one_mask_or_one_each():
     assert len({one.mask_hash for one in each}) == 3
     assert len({one.mask_hash for one in references_with(batch, 1, masks[:1])}) == 1
     assert [one.hash for one in references_with(batch, 1)] == [one.hash for one in each]
-    assert each[0].mask is not None
-    assert tuple(each[0].mask.shape) == (20, 30)
+    assert each[0].full_mask is not None
+    assert tuple(each[0].full_mask.shape) == (20, 30)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from i2l.i2l_core.errors import I2LError
-from i2l.i2l_core.references import Reference, gray, references_from, references_with
+from i2l.i2l_core.references import Reference, bytes_of, gray, references_from, references_with
+
+# what may come as an IMAGE, from (B, H, W, 4) slightly beyond 0..1
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is used": lambda x: x[..., :3].clamp(0, 1),
+    "beyond 0..1": lambda x: x[..., :3].contiguous(),
+    "alpha": lambda x: x,
+    "one channel": lambda x: x[..., :1].clamp(0, 1),
+    "half": lambda x: x[..., :3].clamp(0, 1).half(),
+    "channels first": lambda x: x[..., :3].clamp(0, 1).movedim(-1, 1).contiguous().movedim(1, -1),
+}
 
 
 def test_batches_of_different_sizes_become_single_pictures_in_order():
@@ -85,12 +97,24 @@ def test_a_reference_of_references_multiplies_weights_and_masks():
     assert (plain.weight, plain.mask_hash) == (2.0, first.mask_hash)
 
 
-def test_the_input_is_neither_changed_nor_shared():
-    batch = torch.rand(1, 8, 8, 3)
-    before = batch.clone()
-    (reference,) = references_from([batch])
-    reference.pixels.zero_()
-    torch.testing.assert_close(batch, before, rtol=0, atol=0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_and_hash_are_those_of_a_whole_copy(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """Converted some rows at a time, or not at all: bit for bit the same, and the input stays as it is."""
+    monkeypatch.setattr("i2l.i2l_core.references._ROWS", 7 * 4 * 40)
+    batch = KINDS[kind](torch.rand(2, 33, 40, 4) * 1.5 - 0.2)
+    before, mask = batch.clone(), torch.rand(33, 40)
+    for reference, picture in zip(references_with(batch, 1.0, mask), batch, strict=True):
+        x = picture.float().clamp(0, 1)
+        x = x[..., :3] * x[..., 3:] + (1 - x[..., 3:]) if x.shape[-1] == 4 else x.expand(-1, -1, 3)
+        x = x.contiguous()
+        assert torch.equal(reference.pixels, x)
+        assert reference.pixels.is_contiguous()
+        assert reference.hash == hashlib.sha256(b"33x40;" + x.numpy().tobytes()).hexdigest()
+        visible = mask[..., None]
+        mean = (x * visible).sum(dim=(0, 1)) / visible.sum()
+        assert torch.equal(reference.mask_filled().pixels, x * visible + mean * (1 - visible))
+        assert torch.equal(bytes_of(x), (x * 255).round().to(torch.uint8))
+    assert torch.equal(batch, before)
 
 
 def test_a_hash_is_the_sha256_of_size_and_pixels():

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..references import bytes_of
+
 
 def cover(pixels: Tensor, side: int) -> Tensor:
     """(H, W, 3) floats 0..1 of any size -> (3, side, side) uint8, the middle of the picture, on the CPU."""
-    picture = Image.fromarray((pixels * 255).round().to("cpu", torch.uint8).numpy())
+    picture = Image.fromarray(bytes_of(pixels).numpy())
     width, height = picture.size
     scale = max(side / width, side / height)
     width, height = round(width * scale), round(height * scale)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import I2LError
-from ..references import Reference, with_positive_weight
+from ..references import Reference, bytes_of, with_positive_weight
 from .bits import features
 from .blend import BlendSettings, style_part
 from .paths import Styling
@@ -77,7 +77,7 @@ def style_of_pictures(
 def fitted(pixels: Tensor, height: int, width: int, fit: str) -> Tensor:
     """(H, W, 3) from 0 to 1 -> (1, 3, height, width) from 0 to 1, on the CPU, in steps of 1 / 255: resized by Lanczos
     as the reference implementation does, cropped in the middle or framed."""
-    values = (pixels.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    values = bytes_of(pixels)
     picture = Image.fromarray(values.numpy())
     ratio = picture.width / picture.height
     if (ratio <= width / height) == (fit == COVER):

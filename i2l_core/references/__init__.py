@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,19 +23,26 @@ GRAY = 128 / 255  # the neutral picture of the paper, section 3.4
 LOWEST, HIGHEST = -0.5, 2.0
 
 
+_ROWS = 1 << 20  # values that are converted at once
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """One reference picture with its weight and mask.
 
-    `pixels`: (H, W, 3) float32, 0..1. `weight`: finite, 0 or more; 2 equals giving the picture twice, 0 leaves it out.
-    `mask`: (H, W) float32, 0..1, 1 where the style is taken from; None means everywhere.
+    `picture`: (H, W, 1, 3 or 4) floats, 0..1, as given: it is read and never written to, and only `pixels` converts
+    it, one picture at a time. A copy of each would take 9 GB for 64 photos.
+    `weight`: finite, 0 or more; 2 equals giving the picture twice, 0 leaves it out.
+    `mask`: (h, w) of any size, 0..1, 1 where the style is taken from; None means everywhere. `full_mask` has the size
+    of the picture. `clamp`: the picture may have values slightly outside of 0..1, which are cut off.
     `hash`: sha256 of size and pixels in hex; `mask_hash` likewise, empty without a mask.
     Raises I2LError for an invalid weight or mask.
     """
 
-    pixels: Tensor
+    picture: Tensor
     weight: float = 1.0
     mask: Tensor | None = None
+    clamp: bool = False
     hash: str = field(init=False)
     mask_hash: str = field(init=False)
 
@@ -44,25 +51,65 @@ class Reference:
             raise I2LError(
                 f"the weight of a reference must be a finite number, 0 or more, got {shown(self.weight)}"
             )
-        object.__setattr__(self, "mask", _checked_mask(self.mask, self.size))
-        object.__setattr__(self, "hash", _hash(self.pixels))
-        object.__setattr__(self, "mask_hash", "" if self.mask is None else _hash(self.mask))
+        object.__setattr__(self, "picture", self.picture.detach())
+        mask, digest = _checked_mask(self.mask, self.size)
+        object.__setattr__(self, "mask", mask)
+        object.__setattr__(self, "mask_hash", digest)
+        object.__setattr__(self, "hash", _hash(self.size, (self._rgb(rows) for rows in self._rows())))
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels"""
-        return self.pixels.shape[0], self.pixels.shape[1]
+        return self.picture.shape[0], self.picture.shape[1]
+
+    @property
+    def pixels(self) -> Tensor:
+        """(H, W, 3) float32, 0..1, where the picture is; the picture itself where it is that already."""
+        plain = self.picture.dtype == torch.float32 and self.picture.shape[-1] == 3 and not self.clamp
+        return self.picture if plain and self.picture.is_contiguous() else self._copy()
+
+    @property
+    def full_mask(self) -> Tensor | None:
+        """(H, W) float32, 0..1, on the CPU; None: everywhere"""
+        return None if self.mask is None else _resized(self.mask, self.size)
 
     def mask_filled(self) -> Reference:
         """The picture with its masked-out part filled with the mean colour of the rest, and without a mask.
 
         A picture without a mask is returned unchanged.
         """
-        if self.mask is None:
+        mask = self.full_mask
+        if mask is None:
             return self
-        visible = self.mask[..., None]
-        mean = (self.pixels * visible).sum(dim=(0, 1)) / visible.sum()
-        return Reference(self.pixels * visible + mean * (1 - visible), self.weight)
+        visible = mask[..., None].to(self.picture.device)
+        filled = self._copy().mul_(visible)
+        mean = filled.sum(dim=(0, 1)) / visible.sum()
+        for rows in self._rows():
+            filled[rows] += mean * (1 - visible[rows])
+        return Reference(filled, self.weight)
+
+    def _copy(self) -> Tensor:
+        """The pixels in memory of their own."""
+        pixels = self.picture.new_empty((*self.size, 3), dtype=torch.float32)
+        for rows in self._rows():
+            pixels[rows] = self._rgb(rows)
+        return pixels
+
+    def _rows(self) -> Iterator[slice]:
+        """Some rows at a time, so that nothing of the size of a photo is made beside it."""
+        height, width = self.size
+        step = max(1, _ROWS // max(1, 4 * width))
+        return (slice(top, top + step) for top in range(0, height, step))
+
+    def _rgb(self, rows: slice) -> Tensor:
+        """(rows, W, 1 | 3 | 4) -> (rows, W, 3) float32: alpha over white, one channel repeated"""
+        part = self.picture[rows].float()
+        if self.clamp:
+            part = part.clamp(0, 1)
+        if part.shape[-1] == 4:
+            colour, alpha = part[..., :3], part[..., 3:]
+            return colour * alpha + (1 - alpha)
+        return part.expand(-1, -1, 3)
 
 
 def with_positive_weight(references: Sequence[Reference]) -> list[Reference]:
@@ -118,18 +165,31 @@ def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> 
     return [_narrowed(reference, weight, part) for reference, part in zip(references, masks, strict=True)]
 
 
-def check_range(name: str, values: Tensor) -> None:
-    """Raise I2LError unless the values of a picture or mask are finite and in 0..1, with some tolerance."""
-    if not torch.isfinite(values).all():
+def check_range(name: str, values: Tensor) -> tuple[float, float]:
+    """The lowest and highest value of a picture or mask, which is not empty.
+
+    Raises I2LError unless all are finite and in 0..1, with some tolerance.
+    """
+    low, high = (float(value) for value in torch.aminmax(values))  # NaN is both
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise I2LError(
             f"{name} holds NaN or infinite values; the node that made it failed (a VAE in 16 bit does so: start "
             "ComfyUI with --fp32-vae)"
         )
-    low, high = float(values.min()), float(values.max())
     if low < LOWEST or high > HIGHEST:
         raise I2LError(
             f"{name} has values from {low:.4g} to {high:.4g}, expected 0 to 1; divide it by 255, or scale it to 0 to 1"
         )
+    return low, high
+
+
+def bytes_of(pixels: Tensor) -> Tensor:
+    """(H, W, 3) floats 0..1 -> uint8 on the CPU, rounded, some rows at a time"""
+    values = torch.empty(pixels.shape, dtype=torch.uint8)
+    step = max(1, _ROWS // max(1, 3 * pixels.shape[1]))
+    for top in range(0, len(pixels), step):
+        values[top : top + step] = (pixels[top : top + step] * 255).round().to("cpu", torch.uint8)
+    return values
 
 
 def gray(like: Reference | tuple[int, int]) -> Reference:
@@ -143,7 +203,7 @@ def _narrowed(reference: Reference, weight: float, mask: Tensor | None) -> Refer
     if mask is None:
         mask = reference.mask
     elif reference.mask is not None:
-        mask = reference.mask * _resized(mask, reference.size)
+        mask = _resized(reference.mask, reference.size) * _resized(mask, reference.size)
     return replace(reference, weight=weight * reference.weight, mask=mask)
 
 
@@ -178,32 +238,27 @@ def _split(name: str, batch: Tensor) -> list[Reference]:
     references = []
     for i, picture in enumerate(batch):
         where = f"{name} (picture {i + 1} of {count})" if count > 1 else name
-        check_range(f"{where}: the picture", picture)
-        references.append(Reference(_rgb(picture.detach().float().clamp(0, 1))))
+        low, high = check_range(f"{where}: the picture", picture)
+        references.append(Reference(picture, clamp=low < 0 or high > 1))
     return references
 
 
-def _rgb(picture: Tensor) -> Tensor:
-    """(H, W, 1 | 3 | 4) -> (H, W, 3), its own memory"""
-    if picture.shape[-1] == 4:
-        rgb, alpha = picture[..., :3], picture[..., 3:]
-        return rgb * alpha + (1 - alpha)
-    return picture.expand(-1, -1, 3).contiguous()
-
-
-def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-    """(h, w) of any size -> (H, W) float32 on the CPU, or None when it is one everywhere."""
+def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor | None, str]:
+    """(h, w) of any size -> float32 on the CPU, at most as large as the picture, or None when it is one everywhere; and
+    the hash of it as it is used."""
     if mask is None:
-        return None
+        return None, ""
     mask = mask.detach().to("cpu", torch.float32)
     check_range("mask: it", mask)
-    mask = _resized(mask, size)
-    if not mask.any():
+    full = _resized(mask, size)
+    if not full.any():
         raise I2LError(
             "mask: it is black everywhere, so no part of the picture is used; paint white where the style is, "
             "or disconnect it (Load Image gives a black mask for pictures without transparency)"
         )
-    return None if bool((mask == 1).all()) else mask.contiguous()
+    if bool((full == 1).all()):
+        return None, ""
+    return mask if mask.numel() <= full.numel() else full, _hash(size, [full])
 
 
 def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
@@ -211,11 +266,11 @@ def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
     mask = mask.detach().to("cpu", torch.float32)
     if tuple(mask.shape) != size:
         mask = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)[0, 0]
-    return mask.clamp(0, 1)
+    return mask.clamp(0, 1).contiguous()
 
 
-def _hash(values: Tensor) -> str:
-    values = values.detach().to("cpu", torch.float32).contiguous()
-    digest = hashlib.sha256(f"{values.shape[0]}x{values.shape[1]};".encode())
-    digest.update(values.numpy().tobytes())
+def _hash(size: tuple[int, int], parts: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256(f"{size[0]}x{size[1]};".encode())
+    for part in parts:
+        digest.update(part.to("cpu", torch.float32).contiguous().numpy())
     return digest.hexdigest()

@@ -27,6 +27,7 @@ def attention_bias(references: Sequence[Reference], grids: Sequence[tuple[int, i
 
 
 def _token_weights(reference: Reference, grid: tuple[int, int]) -> Tensor:
-    if reference.mask is None:
+    mask = reference.full_mask
+    if mask is None:
         return torch.full((grid[0] * grid[1],), float(reference.weight))
-    return F.adaptive_avg_pool2d(reference.mask[None], grid).flatten() * reference.weight
+    return F.adaptive_avg_pool2d(mask[None], grid).flatten() * reference.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +70,7 @@ class QueryPredictor(Predictor):
         report = progress or (lambda done, of: None)
 
         # a plain transformers module cannot run with half of its weights elsewhere: it is loaded whole
-        pixels = max(reference.pixels.shape[:2].numel() for reference in references)
+        pixels = max(math.prod(reference.size) for reference in references)
         needed = encoder_memory(self.loaded.encoder.config, pixels, self.dtype)
         self.runtime.load(self.encoder, needed, whole=True)
         tokens = []
@@ -87,7 +88,7 @@ class QueryPredictor(Predictor):
         report(total - 1, total)
         if blank_tokens is not None:
             # equal pictures, equal tokens; they count as the references do
-            blanks = [replace(blank, weight=one.weight, mask=one.mask) for one in references]
+            blanks = [replace(blank, weight=one.weight, mask=one.full_mask) for one in references]
             neutral = self.neutrals.keep(key, self._predict([blank_tokens] * len(references), blanks))
         report(total, total)
         assert neutral is not None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 
 from ...errors import I2LError
-from ...references import Reference
+from ...references import Reference, bytes_of
 
 MAX_WEIGHT = 8  # times that a picture is given
 
@@ -28,7 +27,7 @@ def pictures_of(references: Sequence[Reference]) -> list[Image.Image]:
                 f"a Diffusion Template takes no weights, so a weight is how often the picture is given: expected a "
                 f"whole number from 0 to {MAX_WEIGHT}, got {reference.weight:g}"
             )
-        pixels = (reference.mask_filled().pixels * 255).round().to("cpu", torch.uint8)
+        pixels = bytes_of(reference.mask_filled().pixels)
         pictures += [Image.fromarray(pixels.numpy())] * times
     return pictures
 

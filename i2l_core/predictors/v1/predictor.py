@@ -79,16 +79,14 @@ class V1Predictor(Predictor):
         key = " ".join(encoder.id for encoder in encoders)
         neutral = self.neutrals.get(key)
         blank = gray((MIN_SIDE, MIN_SIDE))  # of one colour: every size looks the same
-        pictures = [reference.mask_filled() for reference in references]
-        if neutral is None:
-            pictures.append(blank)
-        by_hash = {picture.hash: picture for picture in pictures}
+        pictures = references if neutral is not None else [*references, blank]
+        by_hash = {_seen_as(picture): picture for picture in pictures}
         known = [self._known(encoder, by_hash) for encoder in encoders]
         report = _counter(sum(len(by_hash) - len(seen) for seen in known) + 2, progress)
 
         for encoder, seen in zip(encoders, known, strict=True):
             self._look(encoder, by_hash, seen, report)
-        embeddings = [torch.stack([seen[picture.hash] for picture in pictures]) for seen in known]
+        embeddings = [torch.stack([seen[_seen_as(picture)] for picture in pictures]) for seen in known]
         count = len(references)
         lora = self._predict([part[:count] for part in embeddings], references)
         report()
@@ -145,7 +143,7 @@ class V1Predictor(Predictor):
         with encoder.ready() as look:
             for hash, picture in pictures.items():
                 if hash not in seen:
-                    seen[hash] = look(picture)
+                    seen[hash] = look(picture.mask_filled())
                     self.runtime.embeddings.keep((encoder.id, hash), seen[hash])
                     report()
 
@@ -163,6 +161,11 @@ class V1Predictor(Predictor):
 def load_v1_predictor(path: str | Path, runtime: Runtime, options: Options) -> V1Predictor:
     """Read a predictor file of version 1. Raises I2LError as `load_v1` does; encoders are looked for later."""
     return V1Predictor(load_v1(path), runtime, options.float8)
+
+
+def _seen_as(picture: Reference) -> str:
+    """Equal for pictures that encoders see alike."""
+    return picture.hash + picture.mask_hash
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[], None]:
