@@ -32,6 +32,7 @@ def test_lossless_formats_are_read_as_they_are(tmp_path: Path, ending: str):
     reference = read_reference(tmp_path / f"a.{ending}", 0.5)
     assert torch.equal(reference.pixels, floats(values))
     assert (reference.weight, reference.mask) == (0.5, None)
+    assert reference.picture.dtype == torch.uint8  # a quarter of the memory
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])

@@ -30,8 +30,8 @@ _ROWS = 1 << 20  # values that are converted at once
 class Reference:
     """One reference picture with its weight and mask.
 
-    `picture`: (H, W, 1, 3 or 4) floats, 0..1, as given: it is read and never written to, and only `pixels` converts
-    it, one picture at a time. A copy of each would take 9 GB for 64 photos.
+    `picture`: (H, W, 1, 3 or 4), floats 0..1 or bytes, as given: it is read and never written to, and only `pixels`
+    converts it, one picture at a time. A copy of each would take 9 GB for 64 photos.
     `weight`: finite, 0 or more; 2 equals giving the picture twice, 0 leaves it out.
     `mask`: (h, w) of any size, 0..1, 1 where the style is taken from; None means everywhere. `full_mask` has the size
     of the picture. `clamp`: the picture may have values slightly outside of 0..1, which are cut off.
@@ -103,7 +103,8 @@ class Reference:
 
     def _rgb(self, rows: slice) -> Tensor:
         """(rows, W, 1 | 3 | 4) -> (rows, W, 3) float32: alpha over white, one channel repeated"""
-        part = self.picture[rows].float()
+        part = self.picture[rows]
+        part = part.float() / 255 if part.dtype == torch.uint8 else part.float()
         if self.clamp:
             part = part.clamp(0, 1)
         if part.shape[-1] == 4:
@@ -163,6 +164,19 @@ def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> 
             )
         masks = list(batch.expand(len(references), -1, -1))
     return [_narrowed(reference, weight, part) for reference, part in zip(references, masks, strict=True)]
+
+
+def check_size(name: str, height: int, width: int) -> None:
+    """Raise I2LError for a picture that is too small or too narrow for a reference."""
+    if min(height, width) < MIN_SIDE:
+        raise I2LError(
+            f"{name}: the picture is {width}x{height}; a reference needs at least {MIN_SIDE} pixels a side"
+        )
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise I2LError(
+            f"{name}: the picture is {width}x{height}; a reference may be at most {MAX_ASPECT} times as long "
+            "as wide, crop it first"
+        )
 
 
 def check_range(name: str, values: Tensor) -> tuple[float, float]:
@@ -226,15 +240,7 @@ def _split(name: str, batch: Tensor) -> list[Reference]:
         raise I2LError(f"{name}: expected at least one picture, got an empty batch")
     if channels not in (1, 3, 4):
         raise I2LError(f"{name}: expected 1, 3 or 4 channels (gray, RGB, RGBA), got {channels}")
-    if min(height, width) < MIN_SIDE:
-        raise I2LError(
-            f"{name}: the picture is {width}x{height}; a reference needs at least {MIN_SIDE} pixels a side"
-        )
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise I2LError(
-            f"{name}: the picture is {width}x{height}; a reference may be at most {MAX_ASPECT} times as long "
-            "as wide, crop it first"
-        )
+    check_size(name, height, width)
     references = []
     for i, picture in enumerate(batch):
         where = f"{name} (picture {i + 1} of {count})" if count > 1 else name

@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import I2LError
 from ..files.pictures import open_picture, upright
-from . import Reference, references_with
+from . import Reference, check_size
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 
@@ -25,19 +24,14 @@ def read_reference(path: Path, weight: float = 1.0, largest: int | None = None) 
     with open_picture(path, str(path), "save it as PNG, JPEG or WebP and try again") as image:
         if largest is not None:
             image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-        pixels = _floats(upright(image))
-    try:
-        return references_with(pixels, weight)[0]
-    except I2LError as error:
-        raise I2LError(f"{path}: {str(error).removeprefix('image: ')}") from error
+        picture = _values(upright(image))
+    check_size(str(path), *picture.shape[:2])
+    return Reference(picture, weight)
 
 
-def _floats(image: Image.Image) -> Tensor:
-    """An IMAGE: (1, H, W, 1, 3 or 4), floats 0..1."""
+def _values(image: Image.Image) -> Tensor:
+    """(H, W, 1, 3 or 4): bytes, a quarter of what floats would take, or floats 0..1 of a gray of more than 8 bits."""
     if image.mode == "F":
-        values = np.array(image)[..., None]
-    else:
-        alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
-        values = np.asarray(image.convert("RGBA" if alpha or image.mode == "RGBA" else "RGB"))
-        values = values.astype(np.float32) / 255
-    return torch.from_numpy(values)[None]
+        return torch.from_numpy(np.array(image)[..., None])
+    alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return torch.from_numpy(np.array(image.convert("RGBA" if alpha or image.mode == "RGBA" else "RGB")))
