@@ -33,9 +33,9 @@ class Failure:
 
 
 def makers() -> dict[str, Maker]:
-    from . import loras, texts
+    from . import loras, pictures, texts
 
-    return {**loras.MAKERS, **texts.MAKERS}
+    return {**loras.MAKERS, **pictures.MAKERS, **texts.MAKERS}
 
 
 def failures(
@@ -96,7 +96,12 @@ def _work(pipe: Connection, seed: int, numbers: range, kinds: tuple[str, ...]) -
     for number in numbers:
         name = names[number % len(names)]
         with _folder() as folder:
-            case = made[name](random.Random(f"{seed} {number} {name}"), folder)
+            try:
+                case = made[name](random.Random(f"{seed} {number} {name}"), folder)
+            except Exception as error:  # a fault of the fuzzer; the process may not end by itself
+                pipe.send(Failure(number, name, "raw", f"the case cannot be made: {error!r:.300}", b""))
+                pipe.send(None)
+                continue
             pipe.send((number, name, case.content[:4096]))
             signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, in whatever it is
             verdict, reason = judge(case)
