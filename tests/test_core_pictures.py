@@ -177,3 +177,37 @@ def test_formats_that_start_programs_are_never_opened(tmp_path: Path):
         read_reference(tmp_path / "picture.png")
     with pytest.raises(I2LError, match=r"row 1: the picture is broken or missing"):
         open_rgb(tmp_path / "picture.png", "row 1")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_an_uncompressed_tiff_that_exif_turns_is_not_scrambled(tmp_path: Path, mode: str):
+    """Pillow maps such files when it opens them by name."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(colours()).convert(mode)
+    picture.save(tmp_path / "a.tiff", exif=exif)
+    turned = np.rot90(np.asarray(picture.convert("RGB")), -1)
+    assert torch.equal(read_reference(tmp_path / "a.tiff").pixels, floats(turned.copy()))
+    assert np.array_equal(np.asarray(open_rgb(tmp_path / "a.tiff", "row 1")), turned)
+
+
+@pytest.mark.parametrize("values", [(0, 70_000), (-2, 100)])
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path: Path, values: tuple[int, int]):
+    Image.fromarray(np.linspace(*values, 400).astype(np.int32).reshape(20, 20)).save(tmp_path / "deep.tiff")
+    for read in (read_reference, lambda path: open_rgb(path, "row 1")):
+        with pytest.raises(
+            I2LError, match=f"gray values from {values[0]} to {values[1]}, expected 16 bits, 0 to 65535; save"
+        ):
+            read(tmp_path / "deep.tiff")
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    Image.new("L", (5000, 4000)).save(tmp_path / "empty.png")
+    Image.new("L", (4000, 4000)).save(tmp_path / "smaller.png")
+    assert read_reference(tmp_path / "smaller.png", largest=64).size == (64, 64)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    for read in (read_reference, lambda path: open_rgb(path, "row 1")):
+        with pytest.raises(I2LError, match=r"5000x4000 pixels in a file of \d+ bytes, so nearly all"):
+            read(tmp_path / "empty.png")
