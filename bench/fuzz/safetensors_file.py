@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .values import damaged_bytes, damaged_text, damaged_tree, text, value
 
 _SIZES = {
@@ -25,6 +28,18 @@ _SIZES = {
     "U8": 1,
 }
 _SIZES |= {"BOOL": 1, "C64": 8, "F8_E8M0": 1, "U16": 2, "F99": 4}
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 _PATTERNS = (
     b"\0",
     b"\xff",
@@ -45,6 +60,12 @@ class Entry:
     def resized(self, dtype: str, shape: tuple[int, ...]) -> Entry:
         size = _SIZES[dtype] * math.prod(shape)
         return Entry(self.name, dtype, shape, (self.data * (size // max(len(self.data), 1) + 1))[:size])
+
+    def numbers(self) -> Tensor:
+        """Its values in float64, one after the other. For the types that torch has."""
+        if not self.data:
+            return torch.empty(0, dtype=torch.float64)
+        return torch.frombuffer(bytearray(self.data), dtype=_TYPES[self.dtype]).double()
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,15 @@ class Parts:
             )
             end += len(entry.data)
         return rows
+
+
+def parts_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Parts:
+    """Of a file that holds these tensors, in float32."""
+    entries = [
+        Entry(name, "F32", tuple(tensor.shape), tensor.detach().float().contiguous().numpy().tobytes())
+        for name, tensor in tensors.items()
+    ]
+    return Parts(tuple(entries), metadata)
 
 
 def written(parts: Parts, rows: list[tuple[str, Any]] | None = None, length: int | None = None) -> bytes:

@@ -33,9 +33,13 @@ class Failure:
 
 
 def makers() -> dict[str, Maker]:
-    from . import loras, pictures, texts
+    from . import loras, pictures, predictors, texts
 
-    return {**loras.MAKERS, **pictures.MAKERS, **texts.MAKERS}
+    return {
+        name: maker
+        for module in (loras, pictures, predictors, texts)
+        for name, maker in module.MAKERS.items()
+    }
 
 
 def failures(
@@ -57,6 +61,8 @@ def failures(
                 if not ours.poll(_PATIENCE):
                     break
                 said = ours.recv()
+                if said == "warm":
+                    continue
                 if isinstance(said, Failure):
                     yield at, said
                 elif said is None:
@@ -91,6 +97,7 @@ def _work(pipe: Connection, seed: int, numbers: range, kinds: tuple[str, ...]) -
         for number in range(_WARM):
             with _folder() as folder:
                 judge(made[name](random.Random(f"{number}"), folder))
+            pipe.send("warm")
     _limit_memory()
     most = _peak()
     for number in numbers:
