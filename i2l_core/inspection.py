@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -53,7 +54,7 @@ Found = tuple[str, str]  # verdict, advice
 
 def inspect_path(path: Path) -> Inspection:
     """The inspection of any file or folder. Raises I2LError only if it does not exist or cannot be read."""
-    if path.is_dir():
+    if os.path.isdir(path):  # does not raise for names that are too long
         source = Source(path, None)
         family = family_of(source)
         assert family is not None
@@ -66,7 +67,7 @@ def inspect_path(path: Path) -> Inspection:
             header = FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
     except (SafetensorError, OSError) as error:
         said = describe_bytes(path, error)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise I2LError(f"{path}: {said}") from error
         return Inspection(*_split(said))
     except I2LError as error:

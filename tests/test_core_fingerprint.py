@@ -10,6 +10,8 @@ import pytest
 
 from i2l.i2l_core.errors import I2LError
 from i2l.i2l_core.files.fingerprint import content_fingerprint, fingerprint
+from i2l.i2l_core.inspection import inspect_path
+from i2l.i2l_core.predictors import read_source
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -51,3 +53,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     for function in (fingerprint, content_fingerprint):
         with pytest.raises(I2LError, match=r"cannot read .*gone\.safetensors"):
             function(tmp_path / "gone.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+def test_a_name_that_no_file_has_is_refused_in_one_line(tmp_path: Path, name: str):
+    for read in (fingerprint, content_fingerprint, inspect_path, read_source):
+        with pytest.raises(I2LError) as caught:
+            read(tmp_path / name)
+        assert str(caught.value).isprintable()

@@ -462,6 +462,12 @@ def test_no_name_leaves_the_folder(name):
     assert path.suffix == ".safetensors"
 
 
+def test_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(I2LError, match="cannot save under the name 'link/ink': .*choose another folder"):
+        safe_join(tmp_path, "link/ink")
+
+
 def test_a_link_does_not_lead_out(tmp_path):
     inside, outside = tmp_path / "loras", tmp_path / "else"
     inside.mkdir()

@@ -111,14 +111,14 @@ def _references(paths: list[Path], weights: list[float] | None) -> list[Referenc
 
 def _check_place(path: Path) -> None:
     """Raise I2LError if no file can be made at `path`, before minutes of work."""
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    existing = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise I2LError(f"cannot save {path}: {existing} is not a folder that can be written; choose another")
 
 
 def _lora_path(text: str) -> Path:
     path = Path(text)
-    if path.is_dir() or not path.name:
+    if os.path.isdir(path) or not path.name:
         raise argparse.ArgumentTypeError(f"expected the name of a file, got the folder {text!r}")
     return path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import I2LError
+from ..errors import I2LError, first_line
 from .temporary import hold_temporary, remove_abandoned
 
 SUFFIX = ".safetensors"
@@ -31,7 +31,7 @@ _NO_HARD_LINKS = frozenset(
 
 
 def safe_join(folder: str | Path, name: str) -> Path:
-    """The path of the file `name` inside `folder`, with the suffix ".safetensors". Does not touch the disk.
+    """The path of the file `name` inside `folder`, with the suffix ".safetensors". Writes nothing.
 
     `name` may hold subfolders, separated by "/". The rules of Windows hold everywhere, so that what is saved
     on one machine can be copied to another. Raises I2LError if the name is invalid, or leads out of the folder,
@@ -47,7 +47,15 @@ def safe_join(folder: str | Path, name: str) -> Path:
             )
     root = Path(folder).resolve()
     path = root.joinpath(*parts[:-1], parts[-1] + SUFFIX)
-    if not path.resolve().is_relative_to(root):
+    try:
+        inside = path.resolve().is_relative_to(root)
+        with contextlib.suppress(FileNotFoundError):
+            path.parent.stat()  # from Python 3.13 on resolve() lets links to themselves pass
+    except (OSError, RuntimeError) as error:  # a link to itself, a file for a folder
+        raise I2LError(
+            f"cannot save under the name {name[:80]!r}: {first_line(error)}; choose another folder"
+        ) from error
+    if not inside:
         raise I2LError(f"cannot save under the name {name[:80]!r}: a link leads out of the folder {root}")
     return path
 

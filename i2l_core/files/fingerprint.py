@@ -26,7 +26,7 @@ def content_fingerprint(path: Path) -> str:
             for place in range(_SAMPLES):
                 file.seek(max(0, size - _SAMPLE) * place // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with NUL
         raise I2LError(f"cannot read {path}: {error}") from error
     return digest.hexdigest()[:16]
 
@@ -49,6 +49,6 @@ def fingerprint(path: Path) -> str:
         files = sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
         for file in files:
             digest.update(os.fsencode(file.relative_to(path)) + f":{stamp(file.stat())};".encode())
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise I2LError(f"cannot read {path}: {error}") from error
     return digest.hexdigest() if path.is_dir() else digest.hexdigest() + content_fingerprint(path)

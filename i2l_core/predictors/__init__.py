@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..files.safetensors import read_header
@@ -20,7 +21,7 @@ def family_of(source: Source) -> Family | None:
 
 def read_source(path: Path) -> Source:
     """The header of a file, or a folder. Raises I2LError naming the file if it is not a complete safetensors file."""
-    return Source(path, None if path.is_dir() else read_header(path))
+    return Source(path, None if os.path.isdir(path) else read_header(path))
 
 
 def open_predictor(path: Path, runtime: Runtime, options: Options | None = None) -> Predictor:

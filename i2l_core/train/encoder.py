@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as transformers writ
 def load_encoder(table: EncoderTable) -> VisionEncoder:
     """On the CPU, in float32, frozen. Raises I2LError naming the file, and what does not fit."""
     source = Path(table.source)
-    encoder = _from_folder(source) if source.is_dir() else load_predictor(source).encoder
+    encoder = _from_folder(source) if os.path.isdir(source) else load_predictor(source).encoder
     if table.max_patches:
         if encoder.config.kind != NAFLEX:
             raise I2LError("[encoder] max_patches is for NaFlex encoders; leave it out")

@@ -7,6 +7,7 @@ what will be used. Weights stay outside of the host's memory management: nothing
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class HostBaseLoader:
         Raises I2LError when the file is not a flow-matching diffusion model, or is unknown and the config has no id.
         """
         path = Path(table.model)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise I2LError(f"[base] model: there is no file {path}")
         dtype = _DTYPES[table.dtype]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _load_clip(table: BaseTable) -> comfy.sd.CLIP:
         known = ", ".join(name.lower() for name in comfy.sd.CLIPType.__members__)
         raise I2LError(f"[base] text_type {table.text_type!r} is not known; known types: {known}")
     for file in table.text_encoders:
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise I2LError(f"[base] text_encoders: there is no file {file}")
     return comfy.sd.load_clip(list(table.text_encoders), clip_type=kind)
 
@@ -82,7 +83,7 @@ def _load_vae(table: BaseTable) -> comfy.sd.VAE:
         raise I2LError("[base] vae: the data set lacks latents of some pictures; name the VAE's file")
     if table.vae == PIXEL_SPACE:
         return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    if not Path(table.vae).is_file():
+    if not os.path.isfile(table.vae):
         raise I2LError(f"[base] vae: there is no file {table.vae}")
     tensors, metadata = comfy.utils.load_torch_file(table.vae, return_metadata=True)
     vae = comfy.sd.VAE(sd=tensors, metadata=metadata)
