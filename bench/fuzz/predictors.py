@@ -40,10 +40,12 @@ from i2l_core.predictors.v1 import kinds
 from i2l_core.predictors.v1.kinds import QWEN, Z_IMAGE, Residual, V1Config
 from i2l_core.predictors.v1.network import V1Network, peek_v1
 from i2l_core.predictors.v1.predictor import V1Predictor
+from i2l_core.train.config import EncoderTable
+from i2l_core.train.encoder import load_encoder
 
 from .case import Case, Wrong
-from .safetensors_file import Parts, mutated, parts_of
-from .values import damaged_tree
+from .safetensors_file import Parts, mutated, parts_of, written
+from .values import damaged_text, damaged_tree
 
 _MODELS = (
     BaseModel(
@@ -237,7 +239,58 @@ def _encoder_files() -> tuple[Parts, ...]:
     )
 
 
+def encoder_folder(rng: random.Random, folder: Path) -> Case:
+    """A folder as transformers saves it, for a training."""
+    parts, config = rng.choice(_encoder_folders())
+    seen: Any = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.5, 0.5], "resample": rng.choice((2, 3))}
+    kind = rng.randrange(4)
+    content = mutated(rng, parts) if kind == 0 else written(parts)
+    texts = []
+    for place, tree in enumerate((config, seen), 1):
+        tree = damaged_tree(rng, tree) if kind in (place, 3) else tree
+        tree = _enlarged(rng, tree) if kind == place and rng.random() < 0.2 else tree
+        said = json.dumps(tree)
+        texts.append(damaged_text(rng, said) if kind == place and rng.random() < 0.2 else said)
+    (folder / "model.safetensors").write_bytes(content)
+    for name, said in zip(("config.json", "preprocessor_config.json"), texts, strict=True):
+        (folder / name).write_bytes(said.encode(errors="surrogatepass"))
+
+    def check() -> None:
+        found = load_encoder(EncoderTable(str(folder)))
+        config, seen = (json.loads(said) for said in texts)
+        vision, made = config.get("vision_config", config), found.config.to_json()
+        _check_said(made["config"], {key: value for key, value in vision.items() if key in made["config"]})
+        names = {"image_mean": "mean", "image_std": "std", "resample": "resample"}
+        said = {names[key]: value for key, value in seen.items() if key in names and value is not None}
+        if "resample" in said:
+            said["resample"] = {2: "bilinear", 3: "bicubic"}[said["resample"]]
+        _check_said(made, said)
+        entries = {entry.name.removeprefix("vision_model."): entry for entry in Parts.of(content).entries}
+        for name, tensor in found.model.state_dict().items():
+            if not torch.equal(tensor.double().flatten(), entries[name].numbers()):
+                raise Wrong(f"{name} is not what the file has")
+
+    return Case("\n".join(texts).encode(errors="surrogatepass") + content, check)
+
+
+@functools.cache
+def _encoder_folders() -> tuple[tuple[Parts, dict[str, Any]], ...]:
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"patch_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
+    found = []
+    for kind, name, grid, limit in (
+        (SQUARE, "siglip", {"image_size": 8}, {"image_size": 8}),
+        (NAFLEX, "siglip2", {"num_patches": 4}, {"max_patches": 4}),
+    ):
+        model = VisionEncoder(EncoderConfig(kind, {**sizes, **grid}, **limit)).model
+        parts = parts_of({f"vision_model.{key}": tensor for key, tensor in model.state_dict().items()}, {})
+        found.append((parts, {"model_type": kind, **sizes, **grid}))
+        found.append((parts, {"model_type": name, "vision_config": {**sizes, **grid}}))
+    return tuple(found)
+
+
 MAKERS = {
+    "encoder_folder": encoder_folder,
     "query_predictor": query_predictor,
     "v1_predictor": v1_predictor,
     "image_encoder": image_encoder,
