@@ -65,7 +65,7 @@ def inspect_path(path: Path) -> Inspection:
         ) as file:  # does not map the file, so it may be larger than the memory
             check_names(path)
             header = FileHeader(path, *shapes_and_dtypes(file), file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UnicodeError) as error:
         said = describe_bytes(path, error)
         if not os.path.isfile(path):
             raise I2LError(f"{path}: {said}") from error

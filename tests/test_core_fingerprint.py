@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
             function(tmp_path / "gone.safetensors")
 
 
-@pytest.mark.parametrize("name", ["a\0b", "n" * 300])
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "\ud800"])
 def test_a_name_that_no_file_has_is_refused_in_one_line(tmp_path: Path, name: str):
     for read in (fingerprint, content_fingerprint, inspect_path, read_source):
         with pytest.raises(I2LError) as caught:

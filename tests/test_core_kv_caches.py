@@ -439,7 +439,10 @@ def test_a_value_template_with_nan_is_refused_when_it_is_used(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [("32", 32), ("64", 64), ("256", 256), ("", 128), ("0", 128), ("-8", 128), ("1e2", 128), ("9999999", 128)],
+    [
+        ("32", 32), ("64", 64), ("256", 256), ("", 128), ("0", 128), ("-8", 128), ("1e2", 128), ("9999999", 128),
+        ("00001" + "0" * 16_000, 128),
+    ],
 )  # fmt: skip
 def test_the_metadata_may_say_the_width_of_heads(tmp_path: Path, said: str, expected: int):
     path = written(tmp_path / "model.safetensors", value_tensors(), {"head_dim": said})

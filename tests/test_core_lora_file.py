@@ -464,7 +464,7 @@ def test_no_name_leaves_the_folder(name):
 
 def test_a_link_to_itself_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "link")
-    with pytest.raises(I2LError, match="cannot save under the name 'link/ink': .*choose another folder"):
+    with pytest.raises(I2LError, match=r"cannot save under the name 'link/ink': .*choose another folder"):
         safe_join(tmp_path, "link/ink")
 
 

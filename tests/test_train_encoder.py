@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_training import write_world
 
 from i2l.i2l_core.demo import files
@@ -97,3 +99,33 @@ def test_folders_that_are_no_encoders_are_named(tmp_path):
         load_encoder(table)
     with pytest.raises(I2LError, match="expected a predictor file"):
         load_encoder(EncoderTable(str(tmp_path / "model.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("config.json", "model_type", ["siglip"], r"is of a \['siglip'\]; expected siglip"),
+        ("config.json", "vision_config", "[" * 50_000, "expected config.json and model.safetensors"),
+        ("preprocessor_config.json", "resample", 1, "has the resample 1, expected 2, bilinear, or 3, bicubic"),
+        ("preprocessor_config.json", "resample", [2], "has the resample list, expected 2"),
+        ("model.safetensors", "post_layernorm.bias", math.nan, "post_layernorm.bias holds NaN"),
+        ("model.safetensors", "post_layernorm.bias", torch.int32, "is torch.int32, expected floats of 32 or 16 bits"),
+        ("model.safetensors", "vision_model.post_layernorm.bias", 1.0, "have post_layernorm.bias under two names"),
+    ],
+)  # fmt: skip
+def test_damaged_folders_are_refused_in_one_line(tmp_path, file, key, value, message):
+    model = model_of("siglip", whole=False)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / file
+    if file.endswith(".json"):
+        about = json.loads(path.read_text()) if path.exists() else {}
+        text = json.dumps({**about, key: value})
+        path.write_text(text.replace(f'"{value}"', value) if "[[" in str(value) else text)
+    else:
+        tensors = {name.removeprefix("vision_model."): t for name, t in load_file(path).items()}
+        old = tensors["post_layernorm.bias"]
+        tensors[key] = torch.full_like(old, value) if isinstance(value, float) else old.to(value)
+        save_file(tensors, path)
+    with pytest.raises(I2LError, match=message) as caught:
+        load_encoder(EncoderTable(str(tmp_path)))
+    assert str(caught.value).isprintable()

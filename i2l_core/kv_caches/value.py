@@ -140,4 +140,8 @@ def recognise_value(header: FileHeader) -> ValueTemplate | None:
 
 def _head_dim(metadata: Mapping[str, str]) -> int:
     text = metadata.get("head_dim", "")
-    return int(text) if text.isascii() and text.isdigit() and 0 < int(text[:5]) <= 1024 else _HEAD_DIM
+    return (
+        int(text)
+        if text.isascii() and text.isdigit() and len(text) < 5 and 0 < int(text) <= 1024
+        else _HEAD_DIM
+    )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
-from ..checks import listed
+from ..checks import listed, shown
 from ..encoders import NAFLEX, SQUARE, EncoderConfig, VisionEncoder
-from ..errors import I2LError
+from ..errors import I2LError, reading
+from ..files.safetensors import DTYPES, check_finite, open_safetensors, read_tensor
 from ..predictors.query.file import load_predictor
 from .config import ENCODER_WEIGHTS, EncoderTable
 
@@ -51,19 +53,23 @@ def save_encoder(folder: Path, encoder: VisionEncoder) -> Path:
 def _from_folder(folder: Path) -> VisionEncoder:
     """config.json of a whole SigLIP or SigLIP2, or of its vision half; weights of the vision half are picked."""
     seen = folder / _PREPROCESSOR
-    try:
+    problem = f"expected config.json and {ENCODER_WEIGHTS} in {folder}"
+    with reading("[encoder] source", problem, "copy the folder again"):
         config = json.loads((folder / _CONFIG).read_text("utf-8"))
         preprocessor = json.loads(seen.read_text("utf-8")) if seen.exists() else {}
-        tensors = load_file(folder / ENCODER_WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise I2LError(
-            f"[encoder] source: expected config.json and {ENCODER_WEIGHTS} in {folder}: {error}"
-        ) from error
+        with open_safetensors(folder / ENCODER_WEIGHTS, "the weights of an encoder") as file:
+            tensors = {name: read_tensor(file, name) for name in file.keys()}
+        return _encoder(folder, config, preprocessor, tensors)
+
+
+def _encoder(folder: Path, config: Any, preprocessor: Any, tensors: Mapping[str, Tensor]) -> VisionEncoder:
     if not isinstance(config, dict) or not isinstance(preprocessor, dict):
         raise I2LError(f"[encoder] source: a config in {folder} is not a JSON object")
     encoder = VisionEncoder(_config(config, preprocessor, folder), device="meta")
     expected = encoder.model.state_dict()
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    if twice := [name for name in expected if name in tensors and _PREFIX + name in tensors]:
+        raise I2LError(f"[encoder] source: the weights in {folder} have {listed(twice)} under two names")
     missing = [name for name in expected if name not in weights]
     wrong = [n for n, t in expected.items() if n in weights and weights[n].shape != t.shape]
     if missing or wrong:
@@ -71,6 +77,12 @@ def _from_folder(folder: Path) -> VisionEncoder:
             f"[encoder] source: the weights in {folder} do not fit its config.json: "
             f"missing {listed(missing) or 'none'}, of another shape {listed(wrong) or 'none'}"
         )
+    for name in expected:
+        if weights[name].dtype not in DTYPES.values():
+            raise I2LError(
+                f"[encoder] source: {name} in {folder} is {weights[name].dtype}, expected floats of 32 or 16 bits"
+            )
+        check_finite(name, weights[name])
     encoder.model.load_state_dict({name: weights[name] for name in expected}, strict=True, assign=True)
     return encoder
 
@@ -79,11 +91,18 @@ def _config(config: dict[str, Any], preprocessor: dict[str, Any], folder: Path) 
     import transformers  # slow
 
     vision = config.get("vision_config", config)
-    kind = {"siglip": SQUARE, "siglip2": NAFLEX}.get(config.get("model_type", ""), config.get("model_type"))
+    kind = config.get("model_type")
+    kind = {"siglip": SQUARE, "siglip2": NAFLEX}.get(kind, kind) if isinstance(kind, str) else None
     if kind not in (SQUARE, NAFLEX) or not isinstance(vision, dict):
         raise I2LError(
             f"[encoder] source: {folder / _CONFIG} is of a {config.get('model_type')!r}; "
             f"expected siglip, siglip2, {SQUARE} or {NAFLEX}"
+        )
+    resample = preprocessor.get("resample")
+    if resample is not None and (type(resample) is not int or resample not in _RESAMPLE):
+        raise I2LError(
+            f"[encoder] source: {folder / _PREPROCESSOR} has the resample {shown(resample)}, expected 2, bilinear, or "
+            "3, bicubic"
         )
     square = kind == SQUARE
     grid = "image_size" if square else "num_patches"
@@ -95,6 +114,6 @@ def _config(config: dict[str, Any], preprocessor: dict[str, Any], folder: Path) 
         sizes,
         mean=preprocessor.get("image_mean", (0.5, 0.5, 0.5)),
         std=preprocessor.get("image_std", (0.5, 0.5, 0.5)),
-        resample=_RESAMPLE.get(preprocessor.get("resample", 0), "bicubic" if square else "bilinear"),
+        resample=_RESAMPLE.get(resample or 0, "bicubic" if square else "bilinear"),
         **{"image_size" if square else "max_patches": sizes[grid]},
     )
