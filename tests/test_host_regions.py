@@ -167,12 +167,24 @@ def test_masks_for_another_batch_size_are_refused_before_the_first_step(lumina, 
 
 BAD = [
     (dict(mask=255 * torch.ones(1, 8, 8)), "the mask has values from 255 to 255, expected 0 to 1"),
+    (dict(mask=torch.full((1, 8, 8), 255)), "the mask has values from 255 to 255, expected 0 to 1"),
     (dict(mask=torch.zeros(1, 8, 8)), "black everywhere; paint white"),
     (dict(mask=torch.full((1, 8, 8), float("nan"))), "NaN"),
     (dict(mask=torch.ones(8, 8)), "must be a MASK"),
     (dict(positive=[]), "connect a CLIP Text Encode"),
     (dict(strength=float("inf")), "strength"),
 ]
+
+
+def test_a_mask_of_bools_is_the_same_region(lumina):
+    from i2l.i2l_core.host.regions import add_region
+
+    model, prompt, lora = lumina
+    (_, whole), (_, floats) = (
+        add_region(model, prompt, lora, mask) for mask in (half("left").bool(), half("left"))
+    )
+    for (_, ours), (_, theirs) in zip(whole, floats, strict=True):
+        assert torch.equal(ours["mask"], theirs["mask"])
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message for _, message in BAD])

@@ -20,7 +20,7 @@ from ..errors import I2LError
 from ..schedule import ALWAYS, Schedule
 from .live.branches import Branch, tagged
 from .live.engine import attach
-from .live.loras import LiveLoRA, check_mask
+from .live.loras import LiveLoRA, checked_mask
 from .lora_model import fit_lora_model
 
 Conditioning = list[list[Any]]
@@ -49,9 +49,8 @@ def add_region(
     """
     if not positive:
         raise I2LError("positive has no prompt; connect a CLIP Text Encode")
-    check_mask(mask)
+    mask = checked_mask(mask).clamp(0, 1)
     _check_batches(positive, mask)
-    mask = mask.float().clamp(0, 1)
     if not mask.any():
         raise I2LError("the mask of the region is black everywhere; paint white where the style should be")
     tag = f"region {uuid4().hex}"

@@ -13,15 +13,11 @@ from torch import Tensor
 
 from ..checks import shown
 from ..errors import I2LError
+from ..ranges import check_range, mask_values
 
 MIN_SIDE = 8  # pixels; below this a picture shows no style
 MAX_ASPECT = 16  # longer side over shorter side
 GRAY = 128 / 255  # the neutral picture of the paper, section 3.4
-
-# What an IMAGE or a MASK may hold: 0..1, and beyond it what resizing and sharpening overshoot. Pictures of 0..255 or
-# -1..1 are not that; clamped, they would be white or lose their dark half without a word.
-LOWEST, HIGHEST = -0.5, 2.0
-
 
 _ROWS = 1 << 20  # values that are converted at once
 
@@ -155,7 +151,7 @@ def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> 
     references = _references("image", image)
     masks: list[Tensor | None] = [None] * len(references)
     if mask is not None:
-        if mask.ndim not in (2, 3) or not mask.is_floating_point() or 0 in mask.shape:
+        if mask.ndim not in (2, 3) or 0 in mask.shape:
             raise I2LError(f"mask: expected a MASK (height, width), got {mask.dtype} {tuple(mask.shape)}")
         batch = mask.reshape(-1, *mask.shape[-2:])
         if len(batch) not in (1, len(references)):
@@ -179,24 +175,6 @@ def check_size(name: str, height: int, width: int) -> None:
         )
 
 
-def check_range(name: str, values: Tensor) -> tuple[float, float]:
-    """The lowest and highest value of a picture or mask, which is not empty.
-
-    Raises I2LError unless all are finite and in 0..1, with some tolerance.
-    """
-    low, high = (float(value) for value in torch.aminmax(values))  # NaN is both
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise I2LError(
-            f"{name} holds NaN or infinite values; the node that made it failed (a VAE in 16 bit does so: start "
-            "ComfyUI with --fp32-vae)"
-        )
-    if low < LOWEST or high > HIGHEST:
-        raise I2LError(
-            f"{name} has values from {low:.4g} to {high:.4g}, expected 0 to 1; divide it by 255, or scale it to 0 to 1"
-        )
-    return low, high
-
-
 def bytes_of(pixels: Tensor) -> Tensor:
     """(H, W, 3) floats 0..1 -> uint8 on the CPU, rounded, some rows at a time"""
     values = torch.empty(pixels.shape, dtype=torch.uint8)
@@ -217,7 +195,9 @@ def _narrowed(reference: Reference, weight: float, mask: Tensor | None) -> Refer
     if mask is None:
         mask = reference.mask
     elif reference.mask is not None:
-        mask = _resized(reference.mask, reference.size) * _resized(mask, reference.size)
+        mask = _resized(reference.mask, reference.size) * _resized(
+            mask_values("mask: it", mask), reference.size
+        )
     return replace(reference, weight=weight * reference.weight, mask=mask)
 
 
@@ -254,8 +234,7 @@ def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor | 
     the hash of it as it is used."""
     if mask is None:
         return None, ""
-    mask = mask.detach().to("cpu", torch.float32)
-    check_range("mask: it", mask)
+    mask = mask_values("mask: it", mask).cpu()
     full = _resized(mask, size)
     if not full.any():
         raise I2LError(
@@ -278,5 +257,5 @@ def _resized(mask: Tensor, size: tuple[int, int]) -> Tensor:
 def _hash(size: tuple[int, int], parts: Iterable[Tensor]) -> str:
     digest = hashlib.sha256(f"{size[0]}x{size[1]};".encode())
     for part in parts:
-        digest.update(part.to("cpu", torch.float32).contiguous().numpy())
+        digest.update(part.to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()

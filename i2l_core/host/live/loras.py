@@ -10,7 +10,7 @@ from torch import Tensor
 from ...checks import check_strength
 from ...errors import I2LError
 from ...lora import LoRA, LowRank, Target, to_whole_weights
-from ...references import check_range
+from ...ranges import mask_values
 from ...schedule import ALWAYS, Schedule
 from ..patch import Fit
 from .branches import Branch, Chunk
@@ -40,18 +40,18 @@ class LiveLoRA:
     def __post_init__(self) -> None:
         check_strength(self.strength)
         if self.mask is not None:
-            check_mask(self.mask)
+            object.__setattr__(self, "mask", checked_mask(self.mask))
 
     def acts_on(self, chunk: Chunk) -> bool:
         return self.branch in (None, chunk.branch) and (self.tag is None or self.tag in chunk.tags)
 
 
-def check_mask(mask: Tensor) -> None:
-    """Raise I2LError unless it is (N, H, W), and finite and in 0..1."""
+def checked_mask(mask: Tensor) -> Tensor:
+    """The mask as float32. Raises I2LError unless it is (N, H, W), and finite and in 0..1."""
     shape = tuple(mask.shape)
     if mask.ndim != 3 or 0 in shape:
         raise I2LError(f"the mask must be a MASK, (pictures, height, width), got {shape}")
-    check_range("the mask", mask)
+    return mask_values("the mask", mask)
 
 
 def check_mask_fits(mask: Tensor | None, latent: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import I2LError
+from ...ranges import check_range, mask_values
 from ..published import Value, published, published_template
 from .pictures import gray_square
 
@@ -105,6 +106,7 @@ class InpaintInput:
             raise I2LError(
                 f"mask: expected one of the picture's size, {width} x {height}, got {many}{size} pixels"
             )
+        object.__setattr__(self, "mask", mask_values("mask: it", self.mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +164,7 @@ def check_takes(template: str, given: Input, takes: str = "") -> None:
 
 
 def check_picture(picture: Tensor) -> None:
-    """Raise I2LError unless it is one picture whose sides are multiples of SIDE.
+    """Raise I2LError unless it is one picture of 0..1 whose sides are multiples of SIDE.
 
     Neither is repaired: a picture that is cropped or scaled does not fit what is drawn any more.
     """
@@ -171,11 +173,12 @@ def check_picture(picture: Tensor) -> None:
             f"a template takes one picture, got a batch of {len(picture)}: choose one with Image From Batch"
         )
     height, width = picture.shape[1:3]
-    if height % SIDE or width % SIDE:
+    if height % SIDE or width % SIDE or not height * width:
         raise I2LError(
             f"a template needs a picture whose sides are multiples of {SIDE} pixels, got {width} x {height}: use Scale "
             f"Image to Total Pixels with resolution_steps {SIDE}"
         )
+    check_range("the picture", picture)
 
 
 def program_inputs(
@@ -216,7 +219,12 @@ def picture_of(picture: Tensor) -> Image.Image:
 
 
 def mask_of(mask: Tensor) -> Image.Image:
-    """(1, H, W), 0 to 1 -> 8 bit RGB, as a mask from a file is."""
+    """(H, W) or (1, H, W), 0 to 1 -> 8 bit RGB, as a mask from a file is. Raises I2LError for anything else."""
+    if mask.ndim not in (2, 3) or 0 in mask.shape or mask.numel() != math.prod(mask.shape[-2:]):
+        raise I2LError(
+            f"mask: expected one MASK (height, width), got {tuple(mask.shape)}; choose one of them"
+        )
+    mask = mask_values("mask: it", mask).reshape(1, *mask.shape[-2:])
     return picture_of(mask[..., None].expand(-1, -1, -1, 3))
 
 
