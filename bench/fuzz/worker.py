@@ -33,11 +33,11 @@ class Failure:
 
 
 def makers() -> dict[str, Maker]:
-    from . import loras, names, pictures, predictors, templates, texts
+    from . import hosted, loras, names, pictures, predictors, templates, texts
 
     return {
         name: maker
-        for module in (loras, names, pictures, predictors, templates, texts)
+        for module in (hosted, loras, names, pictures, predictors, templates, texts)
         for name, maker in module.MAKERS.items()
     }
 
