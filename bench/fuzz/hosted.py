@@ -226,13 +226,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         parts = Parts.of(path.read_bytes())
         return {entry.name: entry.numbers().view(entry.shape) for entry in parts.entries}
     found = torch.load(path, weights_only=True)
-    for key in ("state_dict", "vae"):
-        found = found.get(key, found)
-    return (
-        next(iter(found.values()))
-        if len(found) == 1 and isinstance(next(iter(found.values())), dict)
-        else found
-    )
+    if "state_dict" in found:
+        found = found["state_dict"]
+    elif len(found) == 1 and isinstance(alone := next(iter(found.values())), dict):
+        found = alone
+    return found["vae"] if isinstance(found.get("vae"), dict) else found
 
 
 def _pickled(rng: random.Random, tensors: dict[str, Tensor], marker: Path) -> bytes:

@@ -33,11 +33,11 @@ class Failure:
 
 
 def makers() -> dict[str, Maker]:
-    from . import hosted, loras, names, pictures, predictors, templates, texts
+    from . import hosted, inputs, loras, names, pictures, predictors, templates, texts
 
     return {
         name: maker
-        for module in (hosted, loras, names, pictures, predictors, templates, texts)
+        for module in (hosted, inputs, loras, names, pictures, predictors, templates, texts)
         for name, maker in module.MAKERS.items()
     }
 
