@@ -134,6 +134,20 @@ def test_no_name_leaves_the_input_folder(folder: Path, name: str):
         run(name)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "self/ink", "\ud800"])
+def test_names_that_no_folder_has_are_refused_in_one_line(folder: Path, name: str):
+    (folder.parent / "self").symlink_to(folder.parent / "self")
+    with pytest.raises(I2LError, match="there is no folder") as caught:
+        run(name)
+    assert str(caught.value).isprintable()
+
+
+def test_a_name_of_two_lines_is_one_line_of_the_report(folder: Path):
+    picture(folder / "a\nb" / "a.png", "black")
+    picture(folder / "ink" / "a.png", "black")
+    assert "left out: a\\nb: a LoRA could not be saved" in run()[2]
+
+
 def test_no_link_leads_out(folder: Path, tmp_path: Path):
     picture(tmp_path / "outside" / "a.png", "black")
     (folder / "link").symlink_to(tmp_path / "outside", target_is_directory=True)

@@ -13,7 +13,7 @@ import comfy.model_management
 import folder_paths
 
 from ..checks import listed
-from ..errors import I2LError
+from ..errors import I2LError, one_line
 from ..files.atomic import safe_join
 from ..files.fingerprint import stamp
 from ..predictors.base import Progress
@@ -103,6 +103,7 @@ def read_library(name: str, most: int, progress: Progress | None = None) -> Libr
             failures.append(f"{path.name}: it holds no picture that can be read")
         if progress:
             progress(done, len(folders))
+    failures = [one_line(failure) for failure in failures]
     for failure in failures:
         logging.warning("i2L: left out %s", failure)
     if not styles:
@@ -123,7 +124,7 @@ def fingerprint_library(name: str) -> str:
         for path in _pictures(one, root)
     ]
     text = "".join(f"{path} {stamp(stat)};" for path, stat in about)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _root() -> Path:
@@ -135,8 +136,11 @@ def _inside(name: str) -> tuple[Path, Path]:
     if name == EXAMPLES:
         return _SHIPPED, _SHIPPED
     root = _root()
-    path = (root / (name if (root / name).is_dir() else with_slashes(name))).resolve()
-    if not path.is_relative_to(root) or not path.is_dir():
+    try:
+        path = (root / (name if os.path.isdir(root / name) else with_slashes(name))).resolve()
+    except (OSError, RuntimeError, ValueError):  # a link to itself, NUL, half a character
+        path = Path()
+    if not path.is_relative_to(root) or not os.path.isdir(path):
         raise I2LError(
             f"there is no folder {name[:120]!r} in {root}; make one there, with a sub-folder of pictures for each "
             "style, and press R"
