@@ -110,6 +110,10 @@ def test_unloading_and_loading_changes_nothing(host, tmp_path: Path):
     [
         ({"head.bias": None}, r"lacks head\.bias"),
         ({"extra": torch.zeros(1)}, "also has extra"),
+        (
+            {"block_chunks.0.module.1.sa.zero_k_bias": torch.ones(64)},
+            r"expected zeros in block_chunks\.0\.module\.1\.sa\.zero_k_bias",
+        ),
         ({"head.bias": torch.full((16,), float("nan"))}, "NaN or infinite"),
         ({"head.bias": torch.zeros(16, dtype=torch.int32)}, r"of the type torch\.int32"),
         ({"trainer.x": torch.zeros(1)}, "training checkpoint"),
@@ -125,6 +129,15 @@ def test_other_files_are_refused(host, tmp_path: Path, change: dict[str, Tensor 
     with pytest.raises(I2LError, match=message) as caught:
         load_model(path)
     assert str(caught.value).startswith("model.safetensors: ")
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(16, device="meta"), torch.zeros(16).to_sparse()])
+def test_pickled_tensors_without_numbers_of_their_own_are_refused(host, tmp_path: Path, odd: Tensor):
+    from i2l.i2l_core.host.infinity.model import load_model
+
+    torch.save({**models.released_weights(), "head.bias": odd}, tmp_path / "model.pth")
+    with pytest.raises(I2LError, match=r"model\.pth: 'head\.bias' has no numbers or a layout of its own"):
+        load_model(tmp_path / "model.pth")
 
 
 def test_missing_files_and_a_vae_are_named(host, tmp_path: Path):

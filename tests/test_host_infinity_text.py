@@ -147,6 +147,7 @@ BLOCK = "encoder.block.1.layer."
         ({"shared.weight": torch.zeros(100, 24)}, "of 32128 tokens, got 100"),
         ({"encoder.block.0.layer.1.DenseReluDense.wi_0.weight": None}, "is missing; choose its file"),
         ({"encoder.final_layer_norm.weight": torch.full((24,), float("inf"))}, "NaN or infinite"),
+        ({"encoder.final_layer_norm.weight": torch.full((24,), -1e5)}, "holds numbers beyond 65504"),
         ({"encoder.final_layer_norm.weight": torch.zeros(24, dtype=torch.int8)}, "of the type torch.int8"),
         ({"encoder.block.999999.x": torch.zeros(1)}, "lacks"),
     ],

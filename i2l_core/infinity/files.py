@@ -111,6 +111,13 @@ def check_transformer(shapes: Shapes, patchify: bool | None = None) -> InfinityC
     return config
 
 
+def check_k_biases(weights: Mapping[str, Tensor]) -> None:
+    """Raise I2LError, by name, for a bias of k that is not zero: the released files hold zeros, which are not kept."""
+    for name, tensor in weights.items():
+        if name.endswith(_ZEROS) and tensor.float().any():
+            raise I2LError(f"expected zeros in {name}, got other numbers; choose a file of a released model")
+
+
 def transformer_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a checked file under the names of Infinity(config).state_dict(). Parts of them, not copies, where
     nothing is joined."""

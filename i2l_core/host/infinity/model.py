@@ -21,7 +21,15 @@ from torch import Tensor
 from ...checks import listed
 from ...errors import I2LError
 from ...infinity.config import InfinityConfig
-from ...infinity.files import CODER, check_transformer, joined, kind_of, shard_names, transformer_weights
+from ...infinity.files import (
+    CODER,
+    check_k_biases,
+    check_transformer,
+    joined,
+    kind_of,
+    shard_names,
+    transformer_weights,
+)
 from ...infinity.scales import Scales
 from ...infinity.transformer import Infinity
 from .read import check_values, read_weights, shapes_of
@@ -120,6 +128,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], InfinityConfig]:
                 "this is a VAE of Infinity; choose its transformer here, and put this into models/vae"
             )
         config = check_transformer(shapes_of(weights))
+        check_k_biases(weights)
     except I2LError as error:
         raise I2LError(f"{path.name}: {error}") from error
     for name, part in parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def read_weights(
     else:
         raise I2LError(f"{path.name}: expected {expected}, a file that ends with {' or '.join(SUFFIXES)}")
     for name, tensor in found.items():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise I2LError(
+                f"{path.name}: {shown(name)} has no numbers or a layout of its own; choose another file"
+            )
         if tensor.dtype not in _TYPES:
             raise I2LError(
                 f"{path.name}: {shown(name)} is of the type {tensor.dtype}, expected floats of 32, 16 or 8 bits; "
@@ -54,13 +59,22 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-def check_values(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise I2LError, by name, for a number that is not finite."""
+def check_values(path: Path, weights: Mapping[str, Tensor], most: float = math.inf) -> None:
+    """Raise I2LError, by name, for a number that is not finite, or beyond -most..most."""
     for name, tensor in weights.items():
+        tensor = tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor
         try:
-            check_finite(name, tensor.to(torch.bfloat16) if tensor.dtype.itemsize == 1 else tensor)
+            check_finite(name, tensor)
         except I2LError as error:
             raise I2LError(f"{path.name}: {error}") from error
+        if (
+            tensor.numel()
+            and most < math.inf
+            and max(map(abs, torch.stack(tensor.aminmax()).tolist())) > most
+        ):
+            raise I2LError(
+                f"{path.name}: {name} holds numbers beyond {most:g}; the file is damaged, download it again"
+            )
 
 
 def _unpickled(path: Path, expected: str) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ _TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens
 _VOCABULARY = 32128
 _BUCKETS = 32  # distances that the host's class tells apart
 _LARGEST = {"d_model": 16384, "d_kv": 1024, "d_ff": 1 << 17, "num_heads": 512, "num_layers": 256}
+_MOST = torch.finfo(torch.float16).max  # the host keeps text encoders in 16 bits
 _BLOCK = re.compile(r"encoder\.block\.(\d{1,6})\.")
 _DISTANCES = "layer.0.SelfAttention.relative_attention_bias.weight"
 _log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def load_text(path: Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         config, found = text_weights(weights)
     except I2LError as error:
         raise I2LError(f"{path.name}: {error}") from error
-    check_values(path, found)
+    check_values(path, found, _MOST)
     clip = build_clip(config, found, disable_dynamic)
     clip.patcher.cached_patcher_init = (load_text_patcher, (path,))  # for hooks and several GPUs
     return clip
