@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,8 +23,8 @@ def check_number(name: str, value: Any, above: float, largest: float) -> None:
 
 def check_strength(value: float) -> None:
     """Raise I2LError unless it is finite."""
-    if not math.isfinite(value):
-        raise I2LError(f"strength must be a finite number, got {value}")
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:  # NaN compares false
+        raise I2LError(f"strength must be a finite number, got {shown(value)}")
 
 
 def check_entries(

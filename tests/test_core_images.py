@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,37 @@ def test_what_is_no_picture_is_said(value: object):
     wrong: Any = {"image0": torch.rand(1, 8, 8, 3), "image1": value}
     with pytest.raises(I2LError, match=r"^images\.image1: expected an IMAGE or a reference, got .*connect"):
         references_from(wrong)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.rand(1, 8, 8, 3).to(torch.float8_e4m3fn),
+        torch.rand(1, 8, 8, 3).to_sparse(),
+        torch.rand(1, 8, 8, 3, device="meta"),
+        [torch.rand(1, 8, 8, 3)],
+        [None],
+    ],
+    ids=["8 bits", "sparse", "meta", "list of tensors", "list of nothing"],
+)
+def test_tensors_that_are_no_pictures_are_said(odd: Any):
+    with pytest.raises(I2LError, match="image: expected an IMAGE"):
+        references_with(odd, 1.0)
+    if isinstance(odd, Tensor):
+        with pytest.raises(I2LError, match=r"mask: expected a MASK \(height, width\), got torch\.float"):
+            references_with(torch.rand(1, 8, 8, 3), 1.0, odd[..., 0])
+
+
+@pytest.mark.parametrize("weight", [None, "1", {}, 10**400, math.nan])
+def test_weights_that_are_no_numbers_are_said(weight: Any):
+    with pytest.raises(I2LError, match="the weight of a reference must be a finite number, 0 or more, got"):
+        references_with(torch.rand(1, 8, 8, 3), weight)
+
+
+def test_a_mask_that_is_no_tensor_is_said():
+    mask: Any = [[1.0]]
+    with pytest.raises(I2LError, match=r"mask: expected a MASK .*, got list"):
+        references_with(torch.rand(1, 8, 8, 3), 1.0, mask)
 
 
 def test_a_mask_of_0_to_255_is_refused():

@@ -104,14 +104,16 @@ PROJECTIONS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 def apply_block_weights(lora: LoRA, where: BlockWeights) -> LoRA:
     """Scale each layer by its block weight; layers with strength 0 are removed.
 
-    Exact, in the dtype of the factors. Raises I2LError if no layer is left, or if strengths differ within a layer
-    whose parts are not known.
+    Exact, in the dtype of the factors. Raises I2LError if no layer is left, if a layer becomes infinite, or if
+    strengths differ within a layer whose parts are not known.
     """
     depths = _depths(lora)
     layers: dict[Target, LowRank] = {}
     for target, layer in lora.layers.items():
         changed = _scaled(target, layer, position_of(target.weight), where, depths.get(target.weight))
         if changed is not None:
+            if changed is not layer and not changed.is_finite():
+                raise I2LError(f"these strengths make {target} infinite; set smaller ones")
             layers[target] = changed
     if not layers:
         raise I2LError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -43,10 +43,7 @@ class Reference:
     mask_hash: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if type(self.weight) not in (int, float) or not 0 <= self.weight < math.inf:
-            raise I2LError(
-                f"the weight of a reference must be a finite number, 0 or more, got {shown(self.weight)}"
-            )
+        _check_weight(self.weight)
         object.__setattr__(self, "picture", self.picture.detach())
         mask, digest = _checked_mask(self.mask, self.size)
         object.__setattr__(self, "mask", mask)
@@ -149,10 +146,11 @@ def references_with(image: Batch, weight: float, mask: Tensor | None = None) -> 
     Raises I2LError as `references_from` and `Reference` do.
     """
     references = _references("image", image)
+    _check_weight(weight)
     masks: list[Tensor | None] = [None] * len(references)
     if mask is not None:
-        if mask.ndim not in (2, 3) or 0 in mask.shape:
-            raise I2LError(f"mask: expected a MASK (height, width), got {mask.dtype} {tuple(mask.shape)}")
+        if not _is_plain(mask) or mask.ndim not in (2, 3) or 0 in mask.shape:
+            raise I2LError(f"mask: expected a MASK (height, width), got {_said(mask)}")
         batch = mask.reshape(-1, *mask.shape[-2:])
         if len(batch) not in (1, len(references)):
             raise I2LError(
@@ -204,18 +202,17 @@ def _narrowed(reference: Reference, weight: float, mask: Tensor | None) -> Refer
 def _references(name: str, batch: Batch) -> Sequence[Reference]:
     if isinstance(batch, Tensor):
         return _split(name, batch)
-    if isinstance(batch, str) or not isinstance(batch, Sequence):
+    if not isinstance(batch, Sequence) or not all(isinstance(one, Reference) for one in batch):
         raise I2LError(f"{name}: expected an IMAGE or a reference, got {shown(batch)}; connect a picture")
     return batch
 
 
 def _split(name: str, batch: Tensor) -> list[Reference]:
-    shape = tuple(batch.shape)
-    if batch.ndim != 4 or not batch.is_floating_point():
+    if not _is_plain(batch) or batch.ndim != 4 or not batch.is_floating_point():
         raise I2LError(
-            f"{name}: expected an IMAGE, floats (batch, height, width, channels), got {batch.dtype} {shape}"
+            f"{name}: expected an IMAGE, floats (batch, height, width, channels), got {_said(batch)}"
         )
-    count, height, width, channels = shape
+    count, height, width, channels = batch.shape
     if count == 0:
         raise I2LError(f"{name}: expected at least one picture, got an empty batch")
     if channels not in (1, 3, 4):
@@ -227,6 +224,25 @@ def _split(name: str, batch: Tensor) -> list[Reference]:
         low, high = check_range(f"{where}: the picture", picture)
         references.append(Reference(picture, clamp=low < 0 or high > 1))
     return references
+
+
+def _check_weight(weight: float) -> None:
+    if type(weight) not in (int, float) or not 0 <= weight <= sys.float_info.max:  # NaN compares false
+        raise I2LError(f"the weight of a reference must be a finite number, 0 or more, got {shown(weight)}")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor with numbers, in an ordinary layout, and not of 8 bit floats."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
+        and not (value.is_floating_point() and value.dtype.itemsize == 1)
+    )
+
+
+def _said(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
 
 
 def _checked_mask(mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor | None, str]:
