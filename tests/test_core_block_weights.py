@@ -272,6 +272,6 @@ def test_attention_and_mlp_are_not_told_apart_in_layers_of_other_sizes(weight: s
 
 def test_strengths_that_make_a_layer_infinite_are_refused(lora: LoRA):
     with pytest.raises(I2LError, match=r"these strengths make .* infinite; set smaller ones"):
-        apply_block_weights(lora, BlockWeights(attention=1e38, q=1e38))
+        apply_block_weights(lora.to(dtype=torch.float32), BlockWeights(attention=1e38, q=1e38))
     with pytest.raises(I2LError, match="strength must be a finite number, got a number of more than 64 bits"):
         BlockWeights(mlp=10**400)
