@@ -22,8 +22,8 @@ class InfinityStyleFromPictures(io.ComfyNode):
             node_id="InfinityStyle",
             display_name="Infinity Style",
             category=INFINITY,
-            description="Takes the style of reference pictures for Infinity, without training: their palette, tone and "
-            "broad light. The picture keeps the structure that it has without the style. Principal Feature Blending "
+            description="Takes the style of reference pictures for Infinity, without training: the colours of their "
+            "large areas and their tone. The picture keeps the structure that it has without the style. Principal Feature Blending "
             "and Structural Attention Correction of arXiv 2507.04482.",
             search_aliases=[
                 "infinity",
@@ -68,8 +68,8 @@ class InfinityStyleFromWords(io.ComfyNode):
             node_id="InfinityStyleFromWords",
             display_name="Infinity Style from Words",
             category=INFINITY,
-            description="Takes a style for Infinity from words instead of pictures: the palette, tone and broad light "
-            "that these words alone give with the same seed.",
+            description="Takes a style for Infinity from words instead of pictures: the colours of large areas and the "
+            "tone that these words alone give with the same seed.",
             search_aliases=["infinity", "style words", "consistent style", "style prompt", "pfb", "i2l"],
             inputs=[
                 io.Conditioning.Input(

@@ -109,7 +109,7 @@ def run_demo(host: Host, options: argparse.Namespace) -> None:
     title = "A style from a few reference pictures, predicted in one forward"
     _save_sheet(title, sections, [folder / "contact_sheet.png", *([options.sheet] if options.sheet else [])])
     if styled:
-        title = "Infinity: palette and tone of one picture, without training"
+        title = "Infinity: colours and tone of one picture, without training"
         _save_sheet(title, styled, [folder / "infinity_sheet.png"])
     say(f"Done in {time.monotonic() - started:.0f} s.")
 

@@ -70,7 +70,7 @@ PRESETS = {
             "infinity_vae": Plan(
                 steps=1450, batch=16, lr=4e-3, seed=81, weight_decay=0.0, average=0.995, save_every=100
             ),
-            "infinity": Plan(steps=1450, batch=32, lr=4e-3, seed=82, average=0.998, save_every=100),
+            "infinity": Plan(steps=2800, batch=32, lr=4e-3, seed=82, average=0.998, save_every=100),
         },
     ),
     "gpu": Preset(
