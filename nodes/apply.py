@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..i2l_core.host.apply import LIVE, MERGED, apply_lora_model
+from ..i2l_core.host.apply import AUTO, LIVE, MERGED, apply_lora_model
 from ..i2l_core.host.cards import applied_card
 from ..i2l_core.schedule import Schedule
 from .report import NodeReport
@@ -23,7 +23,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
             display_name="Apply Predicted LoRA",
             category=CATEGORY,
             description="Applies a LoRA from Images to LoRA to a model, without saving it to a file first. "
-            "In merged mode sampling is as fast as without it. Stops with an error if the LoRA "
+            "A constant strength costs nothing per step. Stops with an error if the LoRA "
             "does not fit the model.",
             search_aliases=[
                 "apply style",
@@ -52,12 +52,12 @@ class ApplyPredictedLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=[MERGED, LIVE],
-                    default=MERGED,
+                    options=[AUTO, MERGED, LIVE],
+                    default=AUTO,
                     optional=True,
-                    tooltip="merged: patches the weights, no cost per step. live: adds the LoRA during "
-                    "sampling, a few percent slower; needed for start_percent, end_percent, "
-                    "curve and mask, and for models whose weights cannot be patched.",
+                    tooltip="auto: merged, or live where something needs it. merged: patches the weights, no cost "
+                    "per step. live: adds the LoRA during sampling, a few percent slower; needed for start_percent, "
+                    "end_percent, curve and mask, and for models whose weights cannot be patched.",
                 ),
                 start_percent_input(),
                 end_percent_input(),
@@ -74,8 +74,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Only in live mode. Where in the picture the LoRA acts: white fully, black "
-                    "not at all.",
+                    tooltip="Where in the picture the LoRA acts: white fully, black not at all.",
                 ),
             ],
             outputs=[
@@ -92,7 +91,7 @@ class ApplyPredictedLoRA(io.ComfyNode):
         model: ModelPatcher,
         lora: dict[str, Tensor],
         strength: float,
-        mode: str = MERGED,
+        mode: str = AUTO,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         missing_layers: str = ERROR,

@@ -27,6 +27,8 @@ class FuseLoRAs(io.ComfyNode):
             "another, as a list of LoRAs.",
             search_aliases=[
                 "merge lora",
+                "mix lora",
+                "混合",
                 "mix styles",
                 "blend styles",
                 "lora fusion",

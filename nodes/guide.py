@@ -69,7 +69,7 @@ class AsymmetricCFG(io.ComfyNode):
     ) -> io.NodeOutput:
         schedule = Schedule.parse(start_percent, end_percent, curve)
         styled = asymmetric(model, style, neutral, strength, neutral_strength, schedule)
-        return io.NodeOutput(styled, ui=NodeReport(describe(styled), guidance_card(styled)))
+        return io.NodeOutput(styled, ui=NodeReport(describe(styled), guidance_card(styled, style)))
 
 
 class AsymmetricGuider(io.ComfyNode):
@@ -133,4 +133,4 @@ class AsymmetricGuider(io.ComfyNode):
         guider = comfy.samplers.CFGGuider(styled)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return io.NodeOutput(guider, ui=NodeReport(describe(styled, cfg), guidance_card(styled, cfg)))
+        return io.NodeOutput(guider, ui=NodeReport(describe(styled, cfg), guidance_card(styled, style, cfg)))

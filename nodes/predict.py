@@ -38,12 +38,16 @@ class ImagesToLoRA(io.ComfyNode):
             "pass. No training and no seed: the same pictures always give the same LoRA.",
             search_aliases=[
                 "image to lora",
+                "lora from image",
                 "i2l",
                 "style transfer",
                 "style reference",
                 "style lora",
                 "predict lora",
                 "ip adapter",
+                "redux",
+                "风格迁移",
+                "垫图",
             ],
             has_intermediate_output=True,
             inputs=[
@@ -74,8 +78,7 @@ class ImagesToLoRA(io.ComfyNode):
                 LoraModel.Output(
                     "neutral",
                     tooltip="The neutral LoRA, predicted from as many plain gray pictures: what is left "
-                    "without a style. For the negative side of Asymmetric CFG; other workflows"
-                    " do not need it.",
+                    "without a style. For the negative side of Asymmetric CFG and Asymmetric Guider.",
                 ),
             ],
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from i2l.tools.api_graph import only_pictures
 from i2l.tools.comfy_client import ComfyClient, Event, Result
 from i2l.tools.graph_to_api import graph_to_api
 from i2l.tools.host import ROOT
@@ -28,9 +29,9 @@ def find(prompt: Prompt, kind: str) -> str:
 
 
 def start_here(server: ComfyClient) -> Prompt:
-    """start_here.json as the front end would queue it, with the shipped pictures uploaded, in few steps."""
+    """What start_here.json saves, as the front end would queue it, with the shipped pictures uploaded, in few steps."""
     names = {path.name: server.upload(path.name, path.read_bytes()) for path in REFERENCES}
-    found = graph_to_api(json.loads(WORKFLOW.read_text("utf-8")), server.object_info())
+    found, _ = only_pictures(graph_to_api(json.loads(WORKFLOW.read_text("utf-8")), server.object_info()))
     for node in found.values():
         if node["class_type"] == "LoadImage":
             node["inputs"]["image"] = names[node["inputs"]["image"]]

@@ -107,3 +107,44 @@ def test_it_opens_whole(front_end: FrontEnd, comfy_server: ComfyServer, model_fi
     front_end.show_all()
     front_end.screenshot(f"template_{name}_{front_end.renderer}")
     assert front_end.ask(MISPLACED) == []
+
+
+SEEN = """() => {
+    const [x, y] = app.graph.nodes.find(({ type }) => type === "MarkdownNote").pos;
+    const corner = app.canvasPosToClientPos([x, y]);
+    const boxes = app.graph.groups.map(({ boundingRect }) => boundingRect);
+    const end = app.canvasPosToClientPos([0, 1].map((i) => Math.max(...boxes.map((box) => box[i] + box[i + 2]))));
+    const { low_quality: blank } = app.canvas;
+    return { blank, corner: [...corner], end: [...end], size: [innerWidth, innerHeight] };
+}"""
+SIZES = [(1366, 768), (1920, 1080)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["1366", "1920"])
+@pytest.mark.parametrize("front_end", [{}], indirect=True)
+def test_it_opens_so_that_it_can_be_read(front_end: FrontEnd, size: tuple[int, int]):
+    width, height = size
+    usual = front_end.page.viewport_size
+    assert usual is not None
+    front_end.page.set_viewport_size({"width": width, "height": height})
+    try:
+        for name in [path.stem for path in FILES]:
+            front_end.ask(OPEN, [PACK_FOLDER, name])
+            front_end.settle()
+            seen = front_end.ask(SEEN)
+            assert not seen["blank"], name
+            left, top = seen["corner"]
+            assert 60 <= left < width / 2, (name, seen)
+            assert 60 <= top < height / 2, (name, seen)
+            if name == "start_here":
+                front_end.screenshot(f"opened_{name}_{width}")
+                assert width < 1900 or (seen["end"][0] < width and seen["end"][1] < height), seen
+    finally:
+        front_end.page.set_viewport_size(usual)
+
+
+def test_a_view_of_ones_own_is_kept(front_end: FrontEnd):
+    workflow = json.loads((ROOT / "workflows" / "start_here.json").read_text("utf-8"))
+    workflow["extra"]["ds"] = {"scale": 1.25, "offset": [-300, -200]}
+    front_end.load(workflow)
+    assert front_end.ask("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]") == [1.25, -300, -200]

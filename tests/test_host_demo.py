@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_world import random_demo_weights
 
 from i2l.i2l_core.demo import files
 from i2l.i2l_core.demo.autoencoder import HOST_SCALE, HOST_SHIFT
+from i2l.i2l_core.demo.content import contents
 from i2l.i2l_core.demo.prompts import tokenise
 from i2l.i2l_core.demo.sampler import Sampling
 from i2l.i2l_core.errors import I2LError
@@ -147,3 +149,26 @@ def test_noise_levels_are_those_of_the_host(world, steps: int, denoise: float):
 
     sampler = comfy.samplers.KSampler(world.model, steps, "cpu", "euler", "simple", denoise)
     torch.testing.assert_close(Sampling(steps, denoise=denoise).sigmas(), sampler.sigmas, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("flux2", [False, True])
+@torch.inference_mode()
+def test_previews_have_the_colours_of_the_picture(host, flux2: bool):
+    import latent_preview
+
+    from i2l.i2l_core.demo.render import render
+    from i2l.i2l_core.demo.style import sample_style
+    from i2l.i2l_core.host.demo.flux2 import load_flux2
+    from i2l.i2l_core.host.demo.world import load_model
+
+    model = (load_flux2 if flux2 else load_model)(files.WEIGHTS)
+    rng = np.random.default_rng(3)
+    picture = torch.from_numpy(render(contents(False)[7], sample_style(rng, False), rng))
+    latent = files.load_vae()[0](picture.permute(2, 0, 1)[None])
+    form = model.model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(
+        form.latent_rgb_factors, form.latent_rgb_factors_bias, form.latent_rgb_factors_reshape
+    )
+    shown = torch.from_numpy(np.array(previewer.decode_latent_to_preview(latent))).float() / 255
+    colours = picture.view(16, 8, 16, 8, 3).mean((1, 3))
+    torch.testing.assert_close(shown, colours, atol=0.01, rtol=0)

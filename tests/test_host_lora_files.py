@@ -279,7 +279,7 @@ def test_what_is_not_of_the_diffusion_model_is_said_by_every_node(host, mode):
     assert [(warning["id"], warning["n"]) for warning in card["warnings"]] == [("left_out", 2)]
     styled = asymmetric(patcher, {**tensors, **extra}, tensors)
     assert "left out: layers of a text encoder (1), embeddings (1)" in describe(styled)
-    assert [warning["n"] for warning in guidance_card(styled)["warnings"]] == [2]
+    assert [warning["n"] for warning in guidance_card(styled, tensors)["warnings"]] == [2]
     norm = {"diffusion_model.layers.0.attention_norm1.diff": torch.randn(256)}
     _, applied = apply_lora_model(patcher, {**tensors, **extra, **norm}, 1.0)  # read by the host
     assert str(applied).endswith("all of them placed; left out: layers of a text encoder (1), embeddings (1)")

@@ -954,7 +954,7 @@ def test_packed_weights_take_live_loras_and_refuse_merged_ones(loras, names: str
     style, neutral = loras
     case = Case(NAME)
     model = packed(build(NAME), names)
-    with pytest.raises(I2LError, match=r"packed weights, .*layers\.0\.attention\.qkv.*set mode to live"):
+    with pytest.raises(I2LError, match=r"packed weights, .*layers\.0\.attention\.qkv.*set mode to auto"):
         apply_merged(model, style, 1.0)
 
     def unpacked(lora: Any) -> Any:
@@ -979,6 +979,18 @@ def test_whole_numbers_of_the_right_shape_are_packed_weights_too(loras):
         block.attention.qkv.weight = torch.nn.Parameter(weight, requires_grad=False)
     with pytest.raises(I2LError, match="packed weights"):
         apply_merged(model, style, 1.0)
+
+
+def test_mode_auto_is_live_where_weights_are_packed(loras):
+    from i2l.i2l_core.host.apply import apply_lora_model
+    from i2l.i2l_core.host.lora_model import PredictedLoRA
+
+    style, _ = loras
+    case = Case(NAME)
+    model = packed(build(NAME), "weight")
+    chosen, applied = apply_lora_model(model, PredictedLoRA(style), 1.0)
+    assert applied.mode == "live"
+    close(run(cfg_guider(chosen, case), case), run(cfg_guider(live_on(model, style), case), case), 1e-6)
 
 
 def test_packed_weights_of_unknown_size_are_named(loras):

@@ -92,6 +92,23 @@ def test_card_says_what_was_applied_and_how(world, predicted, index: int, role: 
     count = predicted[index].lora.n_layers
     assert (entry["landed"], entry["layers"]) == (count, count)
     assert (entry["role"], entry["mode"], entry["strength"]) == (role, mode, 0.5)
+    assert [warning["id"] for warning in card["warnings"]] == ["no_style"] * index
+
+
+@pytest.mark.parametrize(
+    ("inputs", "mode"),
+    [
+        ({}, "merged"),
+        ({"start_percent": 0.1}, "live"),
+        ({"end_percent": 0.9}, "live"),
+        ({"curve": "0: 1, 1: 0"}, "live"),
+        ({"mask": torch.ones(1, 8, 8)}, "live"),
+    ],
+)
+def test_mode_auto_is_live_only_where_something_needs_it(world, predicted, inputs: dict[str, Any], mode: str):
+    shown: Any = apply(world.model, predicted[0], mode="auto", **inputs).ui
+    (card,) = shown.as_dict()["i2l_card"]
+    assert card["loras"][0]["mode"] == mode
 
 
 def test_card_of_a_core_nodes_lora_if_we_can_read_it(world):

@@ -147,6 +147,12 @@ def test_the_node_says_where_the_layers_are(world, loras):
     assert not card["warnings"]
 
 
+def test_a_neutral_lora_in_place_of_the_style_is_said(world, loras, conds):
+    for node in (cfg_node(world, loras[::-1]), guider_node(world, loras[::-1], conds, 4.0)):
+        (card,) = node.ui.as_dict()["i2l_card"]
+        assert [warning["id"] for warning in card["warnings"]] == ["no_style"]
+
+
 def test_live_mode_equals_merged(world, loras, conds):
     live = ksampler(apply_node(world, loras[0], mode="live")[0], conds)
     merged = ksampler(apply_node(world, loras[0], mode="merged")[0], conds)

@@ -6,6 +6,9 @@ import copy
 import io
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from shipped_workflows import WORKFLOWS, images, shipped, titled
 from i2l.i2l_core.lora_files import file as lora_file
 from i2l.tools.comfy_client import ComfyClient
 from i2l.tools.comfy_server import ComfyServer
-from i2l.tools.host import find_host
+from i2l.tools.graph_to_api import graph_to_api
+from i2l.tools.host import ROOT, find_host
 from i2l.tools.setup import HOST_VERSION, version_of
 from i2l.tools.workflows import made
 
@@ -42,6 +46,18 @@ def test_the_files_are_what_the_builder_makes(server: ComfyClient):
     assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(workflows)
     for name, workflow in workflows.items():
         assert json.loads((WORKFLOWS / f"{name}.json").read_text("utf-8")) == workflow, name
+        api = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text("utf-8"))
+        assert api == graph_to_api(workflow, server.object_info()), name
+
+
+def test_the_script_of_the_docs_draws_a_picture(server: ComfyClient, tmp_path: Path):
+    code = (ROOT / "docs" / "scripts.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    code = code.replace("http://127.0.0.1:8188", server.url).replace("custom_nodes/ComfyUI-i2L", str(ROOT))
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (picture,) = tmp_path.iterdir()
+    with Image.open(picture) as image:
+        assert image.size == (128, 128)
 
 
 def test_many_references_are_one_prediction_in_which_weights_and_mask_count(server: ComfyClient):
@@ -95,7 +111,7 @@ def test_a_fusion_is_like_neither_style(server: ComfyClient):
 def test_asymmetric_guidance_differs_from_plain_and_only_where_there_is_a_negative_side(server: ComfyClient):
     prompt = shipped(server, "asymmetric_guidance")
     shown = [titled(prompt, title, "SaveImage") for title in ("Plain CFG", "Asymmetric CFG")]
-    assert prompt[find(prompt, "PrimitiveFloat")]["inputs"]["value"] == 4.0
+    assert prompt[find(prompt, "PrimitiveFloat")]["inputs"]["value"] == 7.0
     plain, asymmetric = (array(*images(server, server.queue(prompt), key)) for key in shown)
     assert gap(plain, asymmetric) > 10
     at_1 = server.queue(changed(prompt, "PrimitiveFloat", value=1.0))

@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from i2l.tools.host import ROOT
+from i2l.tools.workflows.columns import placed
 from i2l.tools.workflows.graph import BLUE, PLAIN, Look, Workflow, WorkflowError
+from i2l.tools.workflows.infinity import INFINITY
+from i2l.tools.workflows.tiny import TINY
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 TITLE = 30  # pixels that a node's title takes above its position
@@ -66,8 +69,18 @@ def test_nothing_overlaps_and_every_node_is_in_one_group(workflow: dict[str, Any
         inside = [g for g in groups if g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3]]
         assert len(inside) == (0 if kind == NOTES else 1), (id, kind)
     for one, two in combinations(groups, 2):
-        assert one[2] <= two[0] or two[2] <= one[0]
+        assert one[2] <= two[0] or two[2] <= one[0] or one[3] <= two[1] or two[3] <= one[1]
     assert all(group["title"] for group in workflow["groups"])
+
+
+@pytest.mark.parametrize("name", [*TINY, *INFINITY])
+def test_a_screen_of_usual_size_shows_the_demos_whole(name: str):
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    boxes = [node["pos"] + node["size"] for node in workflow["nodes"]]
+    boxes += [group["bounding"] for group in workflow["groups"]]
+    width, height = (2100, 1250) if name == "start_here" else (2560, 1480)
+    assert max(x + w for x, _, w, _ in boxes) - min(x for x, _, _, _ in boxes) <= width
+    assert max(y + h for _, y, _, h in boxes) - min(y for _, y, _, _ in boxes) <= height
 
 
 def test_a_note_explains_it_and_nodes_say_where_they_come_from(workflow: dict[str, Any]):
@@ -100,6 +113,18 @@ def test_the_template_browser_has_its_picture(path: Path):
 
 
 # the builder
+
+
+def test_boxes_are_read_from_the_top_down_then_to_the_right():
+    places, size = placed([(400, 300), (600, 500), (300, 820), (500, 400), (500, 400)])
+    assert [(place.left, place.top, place.width) for place in places] == [
+        (0, 0, 600),
+        (0, 320, 600),
+        (620, 0, 300),
+        (940, 0, 500),
+        (940, 420, 500),
+    ]
+    assert size == (1440, 820)
 
 
 def test_a_seed_has_its_control_and_a_linked_widget_its_socket():

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .api_graph import PREDICT, Prompt, nodes_of, pictures_of, with_text, without_lora
+from .api_graph import PREDICT, Prompt, nodes_of, only_pictures, pictures_of, with_text, without_lora
 from .card_drawing import FOLDER, GROUND, INK
 from .comfy_client import ComfyClient, ComfyError
 from .comfy_server import ComfyServer
@@ -75,7 +75,7 @@ class Studio:
 
     def __init__(self, client: ComfyClient) -> None:
         self._client = client
-        self._prompt = with_text(prompt_of(client, "start_here"), TEXT)
+        self._prompt = with_text(only_pictures(prompt_of(client, "start_here"))[0], TEXT)
 
     def draw(self, prompt: Prompt, kind: str = "SaveImage") -> Image.Image:
         result = self._client.queue(prompt)

@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from .api_graph import with_text, without_lora
+from .api_graph import only_pictures, with_text, without_lora
 from .card_drawing import (
     ACCENT,
     FOLDER,
@@ -221,7 +221,7 @@ def run(client: ComfyClient, name: str) -> dict[str, list[Image.Image]]:
     """What the workflow shows, by the titles of its nodes; "without": the same without a LoRA, of start_here."""
     prompt = prompt_of(client, name)
     if name == "start_here":
-        prompt = with_text(prompt, FIRST_TEXT)
+        prompt = with_text(only_pictures(prompt)[0], FIRST_TEXT)
         return _queue(client, name, prompt) | {
             "without": _queue(client, name, without_lora(prompt))["Save Image"]
         }

@@ -6,6 +6,7 @@ import { takeDrops } from "./drop.js";
 import { checkAllFiles, checkFile, nameFiles } from "./files.js";
 import { listPicture, placePictures } from "./pictures.js";
 import { watchRuns } from "./runs.js";
+import { showReadable } from "./view.js";
 
 const MODULE = `custom_nodes.${decodeURIComponent(new URL(".", import.meta.url).pathname.split("/").at(-2))}`;
 
@@ -48,6 +49,8 @@ app.registerExtension({
     nameFiles(graph);
     await placePictures(graph);
   },
+
+  afterConfigureGraph: showReadable,
 
   loadedGraphNode(node) {
     listPicture(node);

@@ -19,6 +19,8 @@ const WORDS = {
     energy: "{block}: {percent} % of the change",
     cfg_1: "cfg is 1: there is no negative side, only the style acts. Raise cfg for asymmetric guidance.",
     left_out: "{n} layers of this LoRA do not exist in this model and were left out.",
+    no_style:
+      "This is the neutral LoRA, predicted from gray pictures: it has no style. Connect the output lora of Images to LoRA here.",
     infinity_vae:
       "This file is named as a VAE that infinity_2b_reg.pth was not trained with. Its pictures would be bad: load infinity_vae_d32reg.pth.",
     infinity_small: "infinity_2b_reg.pth was trained for 1M alone. Smaller pictures come out worse.",
@@ -52,6 +54,7 @@ const WORDS = {
     energy: "{block}：占变化量的 {percent} %",
     cfg_1: "cfg 为 1：没有负向分支，只有风格起作用。要用非对称引导，请调高 cfg。",
     left_out: "此 LoRA 有 {n} 层在该模型中没有对应位置，已略过。",
+    no_style: "这是中性 LoRA，由纯灰图片预测，没有风格。请在此连接“图像转 LoRA”的 lora 输出。",
     infinity_vae: "从文件名看，infinity_2b_reg.pth 不是用这个 VAE 训练的，画面会很差：请加载 infinity_vae_d32reg.pth。",
     infinity_small: "infinity_2b_reg.pth 只用 1M 的尺寸训练过，更小的画面会变差。",
     dropped: "图像转 LoRA 的参考图",

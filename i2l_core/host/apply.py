@@ -32,6 +32,7 @@ from .patch import (
     Fit,
     apply_merged,
     architecture_of,
+    can_merge,
     check_unpacked,
     fitting,
     left_out_text,
@@ -39,7 +40,7 @@ from .patch import (
     with_patches,
 )
 
-MERGED, LIVE = "merged", "live"
+AUTO, MERGED, LIVE = "auto", "merged", "live"
 _SKIP_CURE = "apply the part that fits by setting missing_layers to skip"
 
 
@@ -68,25 +69,27 @@ def apply_lora_model(
     model: ModelPatcher,
     value: Any,
     strength: float,
-    mode: str = MERGED,
+    mode: str = AUTO,
     schedule: Schedule = ALWAYS,
     mask: Tensor | None = None,
     partial: bool = False,
 ) -> tuple[ModelPatcher, Applied]:
     """(a clone of `model` with the LoRA, where its layers are); `model` stays as it is.
 
-    `schedule` and `mask` (N, H, W) need `mode` LIVE.
+    `mode`: AUTO is LIVE where `schedule`, `mask` (N, H, W) or packed weights need it, else MERGED.
     `partial`: layers that the model lacks are left out and counted.
     Raises I2LError, before anything is cloned, for a LoRA that does not fit the model whole (with `partial`: not
     at all).
     """
-    if mode not in (MERGED, LIVE):
-        raise I2LError(f"mode must be {MERGED} or {LIVE}, got {mode}")
-    if mode == MERGED and not (schedule.is_constant and mask is None):
+    if mode not in (AUTO, MERGED, LIVE):
+        raise I2LError(f"mode must be {AUTO}, {MERGED} or {LIVE}, got {mode}")
+    everywhere = schedule.is_constant and mask is None
+    if mode == MERGED and not everywhere:
         raise I2LError(
-            "start, end, curve and mask need the mode live; set mode to live, or start 0, end 1, no curve and "
+            "start, end, curve and mask need the mode live; set mode to auto, or start 0, end 1, no curve and "
             "no mask"
         )
+    asked, mode = mode, MERGED if mode == AUTO and everywhere else LIVE if mode == AUTO else mode
     architecture = architecture_of(model)
     ours = isinstance(value, PredictedLoRA) and value.lora.base_model != ""
     if mode == MERGED and architecture is None and not ours:
@@ -98,6 +101,8 @@ def apply_lora_model(
             return _apply_by_host(model, value, strength)
         raise
     fit = fitting(lora, model, partial, _SKIP_CURE)
+    if asked == AUTO and not can_merge(model, fit):
+        mode = LIVE
     applied = Applied(fit, fit.n_layers, mode, strength, getattr(value, "neutral", False))
     logging.info("i2L: %s", applied)
     if mode == MERGED:

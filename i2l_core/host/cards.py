@@ -13,6 +13,10 @@ from .live.branches import Branch
 from .live.engine import attached
 from .patch import Fit
 
+NEUTRAL_AS_STYLE = (
+    "this is a neutral LoRA, predicted from gray pictures: it has no style; connect the output lora"
+)
+
 
 def applied_card(applied: Applied) -> Card | None:
     """The card of an applied LORA_MODEL; None for kinds of LoRA that only the host can read."""
@@ -20,11 +24,11 @@ def applied_card(applied: Applied) -> Card | None:
         return None
     role = "neutral" if applied.neutral else "style"
     entry = _entry(applied.fit, role, mode=applied.mode, strength=applied.strength)
-    return {"loras": [entry], "warnings": _left_out(applied.fit)}
+    return {"loras": [entry], "warnings": [*_left_out(applied.fit), *_no_style(applied.neutral)]}
 
 
-def guidance_card(model: ModelPatcher, cfg: float | None = None) -> Card:
-    """The card of the live LoRAs of `model`, which are guided at `cfg` if that is known."""
+def guidance_card(model: ModelPatcher, style: Any, cfg: float | None = None) -> Card:
+    """The card of the live LoRAs of `model`, one of them from `style`, guided at `cfg` if that is known."""
     loras, warnings = [], []
     for live in attached(model):
         assert live.fit is not None  # `attach` made sure
@@ -34,12 +38,17 @@ def guidance_card(model: ModelPatcher, cfg: float | None = None) -> Card:
         warnings += _left_out(live.fit)
     if has_no_negative_side(cfg):
         warnings.append(warning("cfg_1", NO_NEGATIVE_SIDE))
+    warnings += _no_style(getattr(style, "neutral", False))
     return {"loras": loras, "warnings": warnings}
 
 
 def _entry(fit: Fit, role: str, **applied: Any) -> Card:
     entry = lora_entry(fit.lora, role, landed=fit.lora.n_layers, **applied)
     return {**entry, "layers": fit.n_layers}
+
+
+def _no_style(neutral: bool) -> list[Card]:
+    return [warning("no_style", NEUTRAL_AS_STYLE)] if neutral else []
 
 
 def _left_out(fit: Fit) -> list[Card]:

@@ -179,13 +179,21 @@ def apply_merged(model: ModelPatcher, lora: LoRA | Fit, strength: float) -> Mode
 
 def check_unpacked(model: ModelPatcher, patches: Iterable[PatchKey]) -> None:
     """Raise I2LError when any of these patches is for a weight that ComfyUI cannot write."""
-    weights = {key if isinstance(key, str) else key[0] for key in patches}
-    packed = weights & {f"{_PREFIX}{name}.weight" for name in _packed(model.model.diffusion_model)}
-    if packed:
+    if packed := _packed_weights(model, patches):
         raise I2LError(
             f"the MODEL has packed weights, {listed(sorted(packed))}, into which a LoRA cannot be merged: set mode to "
-            "live, or load the model in a format that ComfyUI itself reads"
+            "auto, or load the model in a format that ComfyUI itself reads"
         )
+
+
+def can_merge(model: ModelPatcher, fit: Fit) -> bool:
+    """Whether ComfyUI can write every weight that the LoRA changes."""
+    return not _packed_weights(model, map(_key, fit.lora.layers))
+
+
+def _packed_weights(model: ModelPatcher, patches: Iterable[PatchKey]) -> set[str]:
+    weights = {key if isinstance(key, str) else key[0] for key in patches}
+    return weights & {f"{_PREFIX}{name}.weight" for name in _packed(model.model.diffusion_model)}
 
 
 def with_patches(model: ModelPatcher, patches: Mapping[PatchKey, Any], strength: float) -> ModelPatcher:

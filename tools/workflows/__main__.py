@@ -1,4 +1,5 @@
-"""`python -m tools.workflows`: make the shipped workflows from the schemas of a real server, over what is there."""
+"""`python -m tools.workflows`: make the shipped workflows from the schemas of a real server, over what is there; each
+also as the API takes it, in workflows/api."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comfy_server import ComfyServer
+from ..graph_to_api import graph_to_api
 from ..host import ROOT
 from . import made
 
@@ -18,9 +20,14 @@ FOLDER = ROOT / "workflows"
 
 def write(object_info: Mapping[str, Any]) -> None:
     for name, workflow in made(object_info).items():
-        path = FOLDER / f"{name}.json"
-        path.write_text(json.dumps(workflow, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        sys.stdout.write(f"{path}\n")
+        _write(FOLDER / f"{name}.json", workflow)
+        _write(FOLDER / "api" / f"{name}.json", graph_to_api(workflow, object_info))
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{path}\n")
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""A workflow as the front end saves it, put together node by node and laid out in columns.
+"""A workflow as the front end saves it, put together node by node. Its groups are read from the top down, column after
+column.
 
 Sockets, widgets and their order come from the schemas of a server (its /object_info), so a workflow is wrong only
 where its author is: an input that a node does not have, or that lacks its value, is an error when it is made.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..graph_to_api import AUTOGROW, Input, is_controlled, schema_inputs
+from .columns import GAP, SCREEN, Place, placed
 
 PACK = {"cnr_id": "i2l", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
@@ -22,18 +24,17 @@ OPTIONAL = 7  # LiteGraph's shape of the socket of an optional input
 
 BLUE, GREEN, AMBER, PURPLE = "#3f789e", "#8A8", "#b58b2a", "#a1309b"  # groups: in, LoRA, text, out
 NOTE = ("#432", "#653")
-NOTE_WIDTH = 440
-NOTE_LETTERS = 72  # in a line of a note
+NOTE_WIDTHS = (440, 560)
+NOTE_LETTER = 6.1  # width of a letter in a note
 POSITIVE = ("#232", "#353")
 NEGATIVE = ("#322", "#533")
 
 TITLE = 30  # pixels above a node's position
-GAP = 20  # between columns, and between groups
 BORDER = 20  # of a group, beside and below its nodes
 PICTURE = 314  # height of a node that loads a picture
 FIRST = 40  # where the first node of a column is
 BELOW = 50  # from the end of a node to the position of the next, its title included
-HEAD = 60  # of a group, above y = 0
+HEAD = 60  # of a group, above the first position
 CANVAS = (1700, 820)  # pixels of the screen that a workflow should fit into
 SIDEBAR = 80  # pixels of the screen left of it and above
 
@@ -59,7 +60,7 @@ class Node:
     id: int
     kind: str
     outputs: Sequence[tuple[str, str]]  # name, type
-    saved: dict[str, Any]  # as in the file
+    saved: dict[str, Any]  # as in the file, its position counted from its group's
     bottom: float  # of the place that it takes
 
     def __getitem__(self, name: str) -> Socket:
@@ -97,9 +98,12 @@ PLAIN = Look()
 class _Group:
     title: str
     color: str
-    left: float
-    right: float
+    width: float
     nodes: list[Node] = field(default_factory=list)
+
+    @property
+    def height(self) -> float:
+        return HEAD + max(node.bottom for node in self.nodes) + BORDER
 
 
 @dataclass
@@ -114,7 +118,7 @@ class _Column:
 
 
 class Workflow:
-    """One workflow: groups from left to right, in each columns of nodes from the top down.
+    """One workflow: groups in the order in which they are read, in each columns of nodes from the top down.
 
     `name`: of the file, without .json; its id is made from it.
     """
@@ -128,19 +132,16 @@ class Workflow:
         self._columns: list[_Column] = []
 
     def note(self, text: str, title: str) -> None:
-        """A note in Markdown, left of everything; the first node of a workflow."""
-        width, height = NOTE_WIDTH, 30 + sum(map(_line_height, text.strip().splitlines()))
-        place = (-width - 60.0, 0.0)
-        self._place("MarkdownNote", [], [], [text.strip()], title, NOTE, place, (width, height), {})
+        """A note in Markdown, above everything on the left; the first node of a workflow."""
+        self._place("MarkdownNote", [], [], [text.strip()], title, NOTE, (0.0, 0.0), (0.0, 0.0), {})
 
     def group(self, title: str, color: str, *widths: float) -> None:
-        """Start a group with columns of these widths, right of what there is."""
-        left = self._groups[-1].right + GAP if self._groups else 0.0
+        """Start a group with columns of these widths."""
         self._columns = []
         for width in widths:
-            start = self._columns[-1].right + GAP if self._columns else left + BORDER
+            start = self._columns[-1].right + GAP if self._columns else BORDER
             self._columns.append(_Column(start, width))
-        self._groups.append(_Group(title, color, left, self._columns[-1].right + BORDER))
+        self._groups.append(_Group(title, color, self._columns[-1].right + BORDER))
 
     def add(self, kind: str, look: Look = PLAIN, **inputs: Any) -> Node:
         """Add a node below the last one of a column of the group.
@@ -229,50 +230,78 @@ class Workflow:
         for number, source, slot, *_ in self._links:
             output = self._nodes[source - 1].saved["outputs"][slot]
             output["links"] = [*(output["links"] or []), number]
+        note, places, size = self._arranged()
+        offsets = {
+            node.id: (place.left, place.top + HEAD)
+            for group, place in zip(self._groups, places, strict=True)
+            for node in group.nodes
+        }
+        view = _view(size)
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-i2l/{self.name}")),
             "revision": 0,
             "last_node_id": len(self._nodes),
             "last_link_id": len(self._links),
-            "nodes": [node.saved for node in self._nodes],
+            "nodes": [_moved(node.saved | note.get(node.id, {}), offsets) for node in self._nodes],
             "links": self._links,
-            "groups": [_group(number, group) for number, group in enumerate(self._groups, 1)],
+            "groups": [
+                _group(number, group, place)
+                for number, (group, place) in enumerate(zip(self._groups, places, strict=True), 1)
+            ],
             "config": {},
-            "extra": {"ds": self._view(), "frontendVersion": FRONT_END},
+            "extra": {"ds": view, "i2l_view": view, "frontendVersion": FRONT_END},
             "version": 0.4,
         }
 
-    def _view(self) -> dict[str, Any]:
-        """Of all, with a border, on a canvas of usual size."""
-        boxes = [node.saved["pos"] + node.saved["size"] for node in self._nodes]
-        left, right = min(x for x, _, _, _ in boxes), max(x + w for x, _, w, _ in boxes)
-        bottom = max(y + h for _, y, _, h in boxes)
-        scale = min(CANVAS[0] / (right - left), CANVAS[1] / (bottom + HEAD))
-        return {
-            "scale": math.floor(scale * 100) / 100,
-            "offset": [SIDEBAR / scale - left, SIDEBAR / scale + HEAD],
-        }
+    def _arranged(self) -> tuple[dict[int, dict[str, Any]], list[Place], tuple[float, float]]:
+        """(what the note gets, places of the groups, size of all), with the width of the note that suits best."""
+        boxes = [(group.width, group.height) for group in self._groups]
+        notes = [node for node in self._nodes if node.kind == "MarkdownNote"]
+        if not notes:
+            places, size = placed(boxes)
+            return {}, places, size
+        (note,) = notes
+        found = []
+        for width in NOTE_WIDTHS:
+            height = 30 + sum(
+                _line_height(line, width) for line in note.saved["widgets_values"][0].splitlines()
+            )
+            places, size = placed([(width, TITLE + height), *boxes])
+            found.append((max(size[0] / SCREEN, size[1]), width, height, places, size))
+        _, width, height, places, size = min(found, key=lambda one: one[0])
+        return {note.id: {"pos": [0, TITLE], "size": [width, height]}}, places[1:], size
 
 
-def _group(number: int, group: _Group) -> dict[str, Any]:
-    bottom = max(node.bottom for node in group.nodes) + BORDER
-    bounding = [group.left, -HEAD, group.right - group.left, bottom + HEAD]
+def _view(size: tuple[float, float]) -> dict[str, Any]:
+    """Of all, with a border, on a canvas of usual size. The front end shows what it holds when the page is opened
+    again; web/view.js knows by it that nobody has moved the workflow yet."""
+    scale = math.floor(min(CANVAS[0] / size[0], CANVAS[1] / size[1], 1.0) * 100) / 100
+    return {"scale": scale, "offset": [SIDEBAR / scale, SIDEBAR / scale]}
+
+
+def _moved(saved: dict[str, Any], offsets: Mapping[int, tuple[float, float]]) -> dict[str, Any]:
+    left, top = offsets.get(saved["id"], (0, 0))
+    x, y = saved["pos"]
+    return saved | {"pos": [_whole(x + left), _whole(y + top)]}
+
+
+def _group(number: int, group: _Group, place: Place) -> dict[str, Any]:
     return {
         "id": number,
         "title": group.title,
-        "bounding": [_whole(x) for x in bounding],
+        "bounding": [_whole(x) for x in (place.left, place.top, place.width, group.height)],
         "color": group.color,
         "font_size": 24,
         "flags": {},
     }
 
 
-def _line_height(line: str) -> int:
+def _line_height(line: str, width: float) -> int:
     """Pixels that a line of Markdown takes, or a little more; addresses of links are not seen."""
     line = re.sub(r"\]\([^)]*\)", "]", line)
     if line.startswith("#"):
         return 36
-    return 14 * math.ceil(len(line) / NOTE_LETTERS) if line else 11
+    return 14 * math.ceil(len(line) * NOTE_LETTER / width) if line else 11
 
 
 def _whole(x: float) -> float:

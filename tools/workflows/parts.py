@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from .graph import FIRST, NEGATIVE, PLAIN, POSITIVE, Look, Node, Socket, Workflow
 
-PICTURE = 280  # width of a node that loads a picture
+PICTURE = 250  # width of a node that loads a picture
 CARD = 130  # pixels below a node, for the card that it shows after a run
 DEMO_STEPS, DEMO_CFG = 20, 3.0
-ROW = 420  # from the top of one row of results to that of the next
+ROW = 440  # from the top of one row of results to that of the next: a sampler grows by 132 pixels with its preview
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def sampled(
 
 
 def decoded(flow: Workflow, latent: Socket, vae: Socket, look: Look = PLAIN) -> Socket:
+    """Beside its sampler, not below it, where the sampler shows its preview."""
     return flow.add("VAEDecode", look, samples=latent, vae=vae)["image"]
 
 

@@ -22,6 +22,7 @@ CONTROL = f"{HUGGING_FACE}/alibaba-pai/Z-Image-Fun-Controlnet-Union-2.1/resolve/
 
 STEPS, CFG = 50, 4.0
 Z_SHIFT = 3.0
+PREVIEW = 132  # pixels that a sampler grows with its preview
 MISSING = 40  # pixels below a node that loads a file, for the bar that says that it is missing
 PROMPT = "A cat sits on a stone at the shore of a lake, mountains behind it"
 
@@ -85,7 +86,7 @@ def flux2_klein_i2l(flow: Workflow) -> None:
     prompts = _prompts(flow, world)
     width = flow.add("PrimitiveInt", Look("Width"), value=1024)["int"]
     height = flow.add("PrimitiveInt", Look("Height"), value=1024)["int"]
-    flow.group("5  The styled picture", PURPLE, 320, 320, 480)
+    flow.group("5  The styled picture", PURPLE, 320, 480)
     latent = flow.add("EmptyFlux2LatentImage", width=width, height=height, batch_size=1)["latent"]
     sigmas = flow.add("Flux2Scheduler", steps=STEPS, width=width, height=height)["sigmas"]
     _sampled_by_guider(flow, world, lora, prompts, latent, sigmas)
@@ -106,7 +107,7 @@ def flux2_klein_inpaint_i2l(flow: Workflow) -> None:
     latent = flow.add("SetLatentNoiseMask", samples=encoded, mask=mask)["latent"]
     size = flow.add("GetImageSize", image=scaled)
     prompts = _prompts(flow, world, "Two houses at the edge of a forest", number=5)
-    flow.group("6  The style inside the mask", PURPLE, 320, 320, 480)
+    flow.group("6  The style inside the mask", PURPLE, 320, 480)
     steps = flow.add("Flux2Scheduler", steps=STEPS, width=size["width"], height=size["height"])["sigmas"]
     sigmas = flow.add("SplitSigmasDenoise", Look("How much is drawn anew"), sigmas=steps, denoise=0.85)
     _sampled_by_guider(flow, world, lora, prompts, latent, sigmas["low_sigmas"], (scaled, mask))
@@ -133,7 +134,7 @@ def flux2_klein_structure_i2l(flow: Workflow) -> None:
     look = Look("Structure", column=1, height=200, room=60)
     inputs = flow.add("TemplatePicture", look, **parts, prompt=said["string"])["inputs"]
     applied = _with_template(flow, prompts, inputs)
-    flow.group("6  Structure and style", PURPLE, 320, 320, 480)
+    flow.group("6  Structure and style", PURPLE, 320, 480)
     sides = {"width": size["width"], "height": size["height"]}
     latent = flow.add("EmptyFlux2LatentImage", PLAIN, **sides, batch_size=1)["latent"]
     sigmas = flow.add("Flux2Scheduler", PLAIN, steps=STEPS, **sides)["sigmas"]
@@ -152,7 +153,7 @@ def flux2_klein_brightness_i2l(flow: Workflow) -> None:
     applied = _with_template(flow, prompts, inputs, 0)
     width = flow.add("PrimitiveInt", Look("Width"), value=1024)["int"]
     height = flow.add("PrimitiveInt", Look("Height"), value=1024)["int"]
-    flow.group("5  The styled picture", PURPLE, 320, 320, 480)
+    flow.group("5  The styled picture", PURPLE, 320, 480)
     latent = flow.add("EmptyFlux2LatentImage", width=width, height=height, batch_size=1)["latent"]
     sigmas = flow.add("Flux2Scheduler", steps=STEPS, width=width, height=height)["sigmas"]
     _sampled_by_guider(flow, world, lora, (applied["positive"], applied["negative"]), latent, sigmas)
@@ -175,7 +176,7 @@ def flux2_klein_template_inpaint_i2l(flow: Workflow) -> None:
     parts = {"template": template, "image": scaled, "mask": white, "vae": world.vae}
     inputs = flow.add("TemplateInpaint", Look("Inside the mask", column=1, room=60), **parts)["inputs"]
     applied = _with_template(flow, prompts, inputs)
-    flow.group("6  The style inside the mask", PURPLE, 320, 320, 480)
+    flow.group("6  The style inside the mask", PURPLE, 320, 480)
     sigmas = flow.add("Flux2Scheduler", steps=STEPS, width=size["width"], height=size["height"])["sigmas"]
     prompts = applied["positive"], applied["negative"]
     _sampled_by_guider(flow, world, lora, prompts, applied["latent"], sigmas, (scaled, white))
@@ -302,8 +303,8 @@ def _drawn(
 ) -> None:
     flow.group(f"{number}  The styled picture", PURPLE, 320, 480)
     look = Look(control="randomize")
-    picture = decoded(flow, sampled(flow, model, prompts, latent, 0, look, steps, cfg, sampler), world.vae)
-    _saved(flow, picture, 1)
+    drawn = sampled(flow, model, prompts, latent, 0, look, steps, cfg, sampler)
+    _saved(flow, decoded(flow, drawn, world.vae, Look(column=1)))
 
 
 def _sampled_by_guider(
@@ -320,7 +321,7 @@ def _sampled_by_guider(
     noise = flow.add("RandomNoise", Look(control="randomize"), noise_seed=0)["noise"]
     guider = flow.add(
         "AsymmetricGuider",
-        Look("Style", column=1, room=CARD + 60),
+        Look("Style", room=CARD + 60),
         model=world.model,
         positive=prompts[0],
         negative=prompts[1],
@@ -331,7 +332,7 @@ def _sampled_by_guider(
         neutral_strength=1.0,
     )["guider"]
     parts = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
-    drawn = flow.add("SamplerCustomAdvanced", Look(column=1), **parts)["output"]
+    drawn = flow.add("SamplerCustomAdvanced", Look(column=1, room=PREVIEW), **parts)["output"]
     picture = decoded(flow, drawn, world.vae, Look(column=1))
     if into:
         whole, mask = into
@@ -339,11 +340,11 @@ def _sampled_by_guider(
         picture = flow.add("ImageCompositeMasked", look, destination=whole, source=picture, mask=mask)[
             "image"
         ]
-    _saved(flow, picture, 2)
+    _saved(flow, picture)
 
 
-def _saved(flow: Workflow, picture: Socket, column: int) -> None:
-    look = replace(PLAIN, column=column, height=520)
+def _saved(flow: Workflow, picture: Socket) -> None:
+    look = Look(column=1, height=480)
     flow.add("SaveImage", look, images=picture, filename_prefix=f"i2l/{flow.name.removesuffix('_i2l')}")
 
 

@@ -32,12 +32,28 @@ def start_here(flow: Workflow) -> None:
     world = demo(flow)
     lora = predicted(flow, world.predictor, pictures)
     model = applied(flow, world.model, lora["lora"])
-    flow.group("3  What to draw", AMBER, 340)
+    flow.group("3  What to draw", AMBER, 310)
     prompts = texts(flow, world.clip, "two fish on the left")
     latent = square(flow)
-    flow.group("4  The styled picture", PURPLE, 320, 400)
-    picture = decoded(flow, sampled(flow, model, prompts, latent, 7, Look(control="randomize")), world.vae)
-    flow.add("SaveImage", Look(column=1, height=440), images=picture, filename_prefix="i2l")
+    same = seed(flow, 7, "Seed for both")
+    flow.group("4  The same prompt and seed, without the style and with it", PURPLE, 290, 440)
+    pictures = [
+        decoded(
+            flow,
+            sampled(flow, one, prompts, latent, same, Look(title, y=top_of(row))),
+            world.vae,
+            Look(column=1),
+        )
+        for row, (one, title) in enumerate(((world.model, "Without the style"), (model, "With the style")))
+    ]
+    pair = {"image1": pictures[0], "image2": pictures[1], "direction": "right", "match_image_size": True}
+    both = flow.add("ImageStitch", Look(column=1), **pair, spacing_width=8, spacing_color="white")["image"]
+    scale = {"upscale_method": "nearest-exact", "scale_by": 4.0}
+    large = flow.add("ImageScaleBy", Look("Four times as large, for the eye", 1), image=both, **scale)[
+        "image"
+    ]
+    flow.add("PreviewImage", Look("Without, with", 1, height=310), images=large)
+    flow.add("SaveImage", Look(column=1, height=200), images=pictures[1], filename_prefix="i2l")
 
 
 def many_references(flow: Workflow) -> None:
@@ -56,11 +72,11 @@ def many_references(flow: Workflow) -> None:
     world = demo(flow)
     every = predicted(flow, world.predictor, [first, second, twice, part], Look("From four pictures"))
     one = predicted(flow, world.predictor, [page], Look("From the page alone"))
-    flow.group("4  What to draw", AMBER, 340)
+    flow.group("4  What to draw", AMBER, 310)
     prompts = texts(flow, world.clip, "one mushroom in the middle")
     latent = square(flow)
     same = seed(flow, 7, "Seed for both")
-    flow.group("5  The same prompt and seed", PURPLE, 300, 300, 300)
+    flow.group("5  The same prompt and seed", PURPLE, 290, 280, 280)
     for i, (lora, title) in enumerate(((every, "All four"), (one, "The page alone"))):
         _result(flow, world, lora["lora"], prompts, latent, same, i, title)
 
@@ -69,12 +85,12 @@ def tone_only(flow: Workflow) -> None:
     flow.group("1  Pictures with the colours", BLUE, PICTURE)
     neon = flow.picture("neon_1.png", Look("Tone A"))["image"]
     blueprint = flow.picture("blueprint_1.png", Look("Tone B"))["image"]
-    flow.group("2  What to draw", AMBER, 340)
+    flow.group("2  What to draw", AMBER, 310)
     world = demo(flow)
     prompts = texts(flow, world.clip, "two stars in the middle")
     latent = square(flow)
     same = seed(flow, 7)
-    flow.group("3  The same prompt and seed", PURPLE, 300, 300, 300)
+    flow.group("3  The same prompt and seed", PURPLE, 290, 280, 280)
     for row, (image, title) in enumerate(
         ((None, "The prompt alone"), (neon, "Tone of A"), (blueprint, "Tone of B"))
     ):
@@ -82,8 +98,8 @@ def tone_only(flow: Workflow) -> None:
         model = world.model
         if image is not None:
             parts = {"model": model, "vae": world.vae, "image": image}
-            model = flow.add("StyleToneBlend", replace(look, room=CARD), **parts)["model"]
-        drawn = sampled(flow, model, prompts, latent, same, replace(look, column=1))
+            model = flow.add("StyleToneBlend", replace(look, title="", room=CARD), **parts)["model"]
+        drawn = sampled(flow, model, prompts, latent, same, replace(look, title="", column=1))
         _drawn(flow, world, drawn, look)
 
 
@@ -94,14 +110,14 @@ def fuse_styles(flow: Workflow) -> None:
     glass = references(flow, "glass_1.png", "glass_4.png", columns=1, first=3)
     flow.group("3  A LoRA of each, and their mix", GREEN, 300)
     world = demo(flow)
-    a = predicted(flow, world.predictor, neon, Look("Style A"))["lora"]
-    b = predicted(flow, world.predictor, glass, Look("Style B"))["lora"]
+    a = predicted(flow, world.predictor, neon, Look("LoRA of style A"))["lora"]
+    b = predicted(flow, world.predictor, glass, Look("LoRA of style B"))["lora"]
     mixed = _fused(flow, a, b, (0.8, 0.6), "concat")
-    flow.group("4  What to draw", AMBER, 340)
+    flow.group("4  What to draw", AMBER, 310)
     prompts = texts(flow, world.clip, "two stars in the middle")
     latent = square(flow)
     same = seed(flow, 7)
-    flow.group("5  The same prompt and seed", PURPLE, 300, 300, 300)
+    flow.group("5  The same prompt and seed", PURPLE, 290, 280, 280)
     for i, (lora, title) in enumerate(((a, "Style A"), (mixed, "The mix"), (b, "Style B"))):
         _result(flow, world, lora, prompts, latent, same, i, title)
 
@@ -112,21 +128,23 @@ def asymmetric_guidance(flow: Workflow) -> None:
     flow.group("2  The style, and the neutral LoRA", GREEN, 300)
     world = demo(flow)
     lora = predicted(flow, world.predictor, pictures)
-    flow.group("3  What to draw", AMBER, 340)
+    flow.group("3  What to draw", AMBER, 310)
     prompts = texts(flow, world.clip, "two stars in the middle")
     latent = square(flow)
     same = seed(flow, 7, "Seed for both")
-    cfg = flow.add("PrimitiveFloat", Look("cfg for both"), value=4.0)["float"]
-    flow.group("4  Plain and asymmetric", PURPLE, 300, 300, 300)
+    cfg = flow.add("PrimitiveFloat", Look("cfg for both"), value=7.0)["float"]
+    flow.group("4  Plain and asymmetric", PURPLE, 290, 280, 280)
     neutral = {"neutral": lora["neutral"], "neutral_strength": 1.0}
     for row, title in enumerate(("Plain CFG", "Asymmetric CFG")):
         look = Look(title, y=top_of(row))
         if row == 0:
-            model = applied(flow, world.model, lora["lora"], look)
+            model = applied(flow, world.model, lora["lora"], replace(look, title=""))
         else:
             styled = {"model": world.model, "style": lora["lora"], "strength": 1.0}
-            model = flow.add("AsymmetricCFG", replace(look, room=CARD), **styled, **neutral)["model"]
-        drawn = sampled(flow, model, prompts, latent, same, replace(look, column=1), cfg=cfg)
+            model = flow.add("AsymmetricCFG", replace(look, title="", room=CARD), **styled, **neutral)[
+                "model"
+            ]
+        drawn = sampled(flow, model, prompts, latent, same, replace(look, title="", column=1), cfg=cfg)
         _drawn(flow, world, drawn, look)
 
 
@@ -137,11 +155,11 @@ def style_library(flow: Workflow) -> None:
     flow.group("2  For each style: a LoRA", GREEN, 300)
     lora = predicted(flow, world.predictor, [folder["references"]])["lora"]
     model = applied(flow, world.model, lora)
-    flow.group("3  What to draw with each", AMBER, 340)
+    flow.group("3  What to draw with each", AMBER, 310)
     prompts = texts(flow, world.clip, "two stars in the middle")
     latent = square(flow)
     flow.group("4  For each style: a picture and a file", PURPLE, 320, 400)
-    picture = decoded(flow, sampled(flow, model, prompts, latent, 7), world.vae)
+    picture = decoded(flow, sampled(flow, model, prompts, latent, 7), world.vae, Look(column=1))
     name = flow.add(
         "StringConcatenate",
         Look("Name of the file", height=166),
@@ -170,25 +188,28 @@ def img2img_inpaint(flow: Workflow) -> None:
     world = demo(flow)
     lora = predicted(flow, world.predictor, pictures)
     model = applied(flow, world.model, lora["lora"])
-    flow.group("4  What it shows", AMBER, 340)
+    flow.group("4  What it shows", AMBER, 310)
     prompts = texts(flow, world.clip, "two houses in the middle")
     latent = flow.add("VAEEncode", pixels=scene, vae=world.vae)["latent"]
     inside = flow.add("SetLatentNoiseMask", samples=latent, mask=mask)["latent"]
     same = seed(flow, 7, "Seed for both")
     flow.group("5  Inside the mask, and all of it", PURPLE, 320, 300)
-    drawn = decoded(flow, sampled(flow, model, prompts, inside, same, denoise=0.9), world.vae)
+    look = Look("Inside the mask", y=top_of(0))
+    drawn = sampled(flow, model, prompts, inside, same, look, denoise=0.9)
+    drawn = decoded(flow, drawn, world.vae, Look(column=1))
     kept = flow.add(
-        "ImageCompositeMasked", Look("The rest as it was"), destination=scene, source=drawn, mask=mask
+        "ImageCompositeMasked", Look("The rest as it was", 1), destination=scene, source=drawn, mask=mask
     )["image"]
     flow.add(
         "SaveImage",
-        Look("Inpaint: inside the mask", 1, height=400),
+        Look("Inpaint: inside the mask", 1, height=330),
         images=kept,
         filename_prefix="i2l/inpaint",
     )
-    again = decoded(flow, sampled(flow, model, prompts, latent, same, denoise=0.6), world.vae)
+    again = sampled(flow, model, prompts, latent, same, Look("All of it", y=top_of(1)), denoise=0.6)
+    again = decoded(flow, again, world.vae, Look(column=1))
     flow.add(
-        "SaveImage", Look("Img2img: all of it", 1, height=400), images=again, filename_prefix="i2l/img2img"
+        "SaveImage", Look("Img2img: all of it", 1, height=330), images=again, filename_prefix="i2l/img2img"
     )
 
 
@@ -199,8 +220,8 @@ def style_regions(flow: Workflow) -> None:
     glass = references(flow, "glass_1.png", "glass_4.png", columns=1, first=3)
     flow.group("3  LoRAs, and where B goes", GREEN, 300)
     world = demo(flow)
-    a = predicted(flow, world.predictor, neon, Look("Style A"))["lora"]
-    b = predicted(flow, world.predictor, glass, Look("Style B"))["lora"]
+    a = predicted(flow, world.predictor, neon, Look("LoRA of style A"))["lora"]
+    b = predicted(flow, world.predictor, glass, Look("LoRA of style B"))["lora"]
     mask = Look("White: B goes here", height=318)
     right = flow.picture("scene_mask.png", mask, "LoadImageMask", channel="red")["mask"]
     flow.group("4  What to draw, and where", AMBER, 340, 300)
@@ -216,7 +237,7 @@ def style_regions(flow: Workflow) -> None:
     region = flow.add("StyleRegion", look, **inputs, strength=1.0, prompt=other)
     flow.group("5  Two styles, each in its place", PURPLE, 320, 400)
     drawn = sampled(flow, region["model"], (region["positive"], prompts[1]), latent, 7)
-    picture = decoded(flow, drawn, world.vae)
+    picture = decoded(flow, drawn, world.vae, Look(column=1))
     flow.add("SaveImage", Look(column=1, height=440), images=picture, filename_prefix="i2l/regions")
 
 
@@ -244,16 +265,21 @@ def structure_brightness(flow: Workflow) -> None:
     light = flow.add("TemplateValue", Look("Brightness", 1, room=60), **bright)["inputs"]
     latent = square(flow)
     same = seed(flow, 7)
-    flow.group("4  Style, then structure, then brightness", PURPLE, 300, 300, 300)
+    flow.group("4  Style, then structure, then brightness", PURPLE, 290, 280, 280)
     sides = {"positive": prompts[0], "negative": prompts[1]}
     world = World(model, clip, vae, predictor)
     for row, (title, inputs) in enumerate((("Style", None), ("+ structure", place), ("+ brightness", light))):
         look = Look(title, y=top_of(row))
         if inputs is not None:
-            added = flow.add("ApplyTemplate", replace(look, room=60), **sides, inputs=inputs)
+            added = flow.add("ApplyTemplate", replace(look, title="", room=60), **sides, inputs=inputs)
             sides = {"positive": added["positive"], "negative": added["negative"]}
         drawn = sampled(
-            flow, model, (sides["positive"], sides["negative"]), latent, same, replace(look, column=1)
+            flow,
+            model,
+            (sides["positive"], sides["negative"]),
+            latent,
+            same,
+            replace(look, title="", column=1),
         )
         _drawn(flow, world, drawn, look)
 
@@ -265,16 +291,16 @@ def morph(flow: Workflow) -> None:
     blueprint = references(flow, "blueprint_1.png", "blueprint_4.png", columns=1, first=3)
     flow.group("3  A way from A to B", GREEN, 300, 300)
     world = demo(flow)
-    a = predicted(flow, world.predictor, glass, Look("Style A"))["lora"]
-    b = predicted(flow, world.predictor, blueprint, Look("Style B"))["lora"]
+    a = predicted(flow, world.predictor, glass, Look("LoRA of style A"))["lora"]
+    b = predicted(flow, world.predictor, blueprint, Look("LoRA of style B"))["lora"]
     way = _fused(flow, a, b, (1.0, 1.0), "morph", Look(column=1), frames=6)
     model = applied(flow, world.model, way, Look(column=1))
-    flow.group("4  What to draw", AMBER, 340)
+    flow.group("4  What to draw", AMBER, 310)
     prompts = texts(flow, world.clip, "one mushroom in the middle")
     latent = square(flow)
     flow.group("5  A picture for each step", PURPLE, 320, 640)
-    pictures = decoded(flow, sampled(flow, model, prompts, latent, 7), world.vae)
-    row = flow.add("ImageGrid", Look("All in a row"), images=pictures, columns=6)["images"]
+    pictures = decoded(flow, sampled(flow, model, prompts, latent, 7), world.vae, Look(column=1))
+    row = flow.add("ImageGrid", Look("All in a row", 1), images=pictures, columns=6)["images"]
     flow.add("SaveImage", Look("The row", 1, height=260), images=row, filename_prefix="i2l/morph")
     flow.add("PreviewImage", Look("One by one", 1, height=380), images=pictures)
 
@@ -307,13 +333,13 @@ def _result(
 ) -> None:
     """A row: a LoRA applied, a picture drawn with it and shown."""
     look = Look(title, y=top_of(row))
-    model = applied(flow, world.model, lora, look)
-    _drawn(flow, world, sampled(flow, model, prompts, latent, same, replace(look, column=1)), look)
+    model = applied(flow, world.model, lora, replace(look, title=""))
+    _drawn(flow, world, sampled(flow, model, prompts, latent, same, replace(look, title="", column=1)), look)
 
 
 def _drawn(flow: Workflow, world: World, latent: Socket, look: Look) -> None:
-    picture = decoded(flow, latent, world.vae, Look(column=1))
-    look = replace(look, column=2, height=340)
+    picture = decoded(flow, latent, world.vae, replace(look, title="", column=2))
+    look = replace(look, column=2, y=None, height=290)
     flow.add("SaveImage", look, images=picture, filename_prefix=f"i2l/{flow.name}")
 
 

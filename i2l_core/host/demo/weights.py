@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...demo import files
+from ...demo.autoencoder import CHANNELS, COLOUR_BIAS, COLOURS
 from ...errors import I2LError
 
 
@@ -41,6 +42,9 @@ def as_model(config: BASE, weights: dict[str, Tensor], name: str, disable_dynami
     )
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
     model = config.get_model({}, "")
+    rest = [[0.0] * 3] * (CHANNELS - len(COLOURS))
+    model.latent_format.latent_rgb_factors = [*map(list, COLOURS), *rest]
+    model.latent_format.latent_rgb_factors_bias = list(COLOUR_BIAS)
 
     # looked up now: ComfyUI chooses the class of patcher when it starts
     patchers = comfy.model_patcher
