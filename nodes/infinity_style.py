@@ -23,8 +23,8 @@ class InfinityStyleFromPictures(io.ComfyNode):
             display_name="Infinity Style",
             category=INFINITY,
             description="Takes the style of reference pictures for Infinity, without training: the colours of their "
-            "large areas and their tone. The picture keeps the structure that it has without the style. Principal Feature Blending "
-            "and Structural Attention Correction of arXiv 2507.04482.",
+            "large areas and their tone. The picture keeps the structure that it has without the style. Principal "
+            "Feature Blending and Structural Attention Correction of arXiv 2507.04482.",
             search_aliases=[
                 "infinity",
                 "style transfer",
