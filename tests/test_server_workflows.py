@@ -157,7 +157,7 @@ def test_styles_stay_in_their_regions(server: ComfyClient):
 
 def _with_style_a_alone(prompt):
     other = copy.deepcopy(prompt)
-    other[titled(other, "Region B")]["inputs"]["lora"] = [titled(other, "Style A"), 0]
+    other[titled(other, "Region B")]["inputs"]["lora"] = [titled(other, "LoRA of style A"), 0]
     return other
 
 
@@ -169,7 +169,7 @@ def test_a_morph_starts_and_ends_with_the_single_styles(server: ComfyClient):
     assert all(gap(one, two) > 2 for one, two in itertools.pairwise(frames))
     (row,) = images(server, result, titled(prompt, "The row"))
     assert array(row).shape[1] > 5 * array(row).shape[0]
-    for title, frame in (("Style A", frames[0]), ("Style B", frames[-1])):
+    for title, frame in (("LoRA of style A", frames[0]), ("LoRA of style B", frames[-1])):
         alone = changed(prompt, "ApplyPredictedLoRA", lora=[titled(prompt, title), 0])
         (single,) = images(server, server.queue(alone), titled(prompt, "One by one"))
         assert gap(array(single), frame) <= 2

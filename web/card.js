@@ -30,6 +30,7 @@ export function showReport(node, output) {
   if (thumbnails) remember(report.id, thumbnails);
   if (JSON.stringify(node.properties[NAME]) === JSON.stringify(kept)) return;
   node.properties[NAME] = kept;
+  settle(node); // at once: a run that finds all in the cache ends before the front end has looked at the graph
   afterLayout(() => settle(node));
 }
 

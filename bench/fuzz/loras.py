@@ -108,7 +108,8 @@ def _same_sizes(lora: LoRA, tensors: Mapping[Any, Any], header: Mapping[str, str
         for _, down_end, up_end, _ in _LAYOUTS:
             name = str(key).removesuffix(down_end)
             up = tensors.get(f"{name}{up_end}")
-            if str(key).endswith(down_end) and up is not None and down.ndim == up.ndim == 2:
+            paired = str(key).endswith(down_end) and up is not None and down.ndim == up.ndim == 2
+            if paired and len(down) == up.shape[1]:
                 alpha = tensors.get(
                     f"{name}.alpha", float(header["lora_alpha"]) if "lora_alpha" in header else None
                 )

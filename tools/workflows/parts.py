@@ -10,7 +10,8 @@ from .graph import FIRST, NEGATIVE, PLAIN, POSITIVE, Look, Node, Socket, Workflo
 PICTURE = 250  # width of a node that loads a picture
 CARD = 130  # pixels below a node, for the card that it shows after a run
 DEMO_STEPS, DEMO_CFG = 20, 3.0
-ROW = 440  # from the top of one row of results to that of the next: a sampler grows by 132 pixels with its preview
+PREVIEW = 132  # pixels that a sampler grows with its preview
+ROW = 440  # from the top of one row of results to that of the next, with the preview
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def sampled(
 
 
 def decoded(flow: Workflow, latent: Socket, vae: Socket, look: Look = PLAIN) -> Socket:
-    """Beside its sampler, not below it, where the sampler shows its preview."""
+    """Not right below its sampler, which shows its preview there."""
     return flow.add("VAEDecode", look, samples=latent, vae=vae)["image"]
 
 

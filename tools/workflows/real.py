@@ -10,7 +10,19 @@ from dataclasses import replace
 from typing import Any
 
 from .graph import AMBER, BLUE, GREEN, PLAIN, POSITIVE, PURPLE, Look, Node, Socket, Workflow
-from .parts import CARD, PICTURE, World, applied, decoded, predicted, references, sampled, square, texts
+from .parts import (
+    CARD,
+    PICTURE,
+    PREVIEW,
+    World,
+    applied,
+    decoded,
+    predicted,
+    references,
+    sampled,
+    square,
+    texts,
+)
 
 HUGGING_FACE = "https://huggingface.co"
 Z_IMAGE = f"{HUGGING_FACE}/Comfy-Org/z_image/resolve/main/split_files"
@@ -22,7 +34,6 @@ CONTROL = f"{HUGGING_FACE}/alibaba-pai/Z-Image-Fun-Controlnet-Union-2.1/resolve/
 
 STEPS, CFG = 50, 4.0
 Z_SHIFT = 3.0
-PREVIEW = 132  # pixels that a sampler grows with its preview
 MISSING = 40  # pixels below a node that loads a file, for the bar that says that it is missing
 PROMPT = "A cat sits on a stone at the shore of a lake, mountains behind it"
 

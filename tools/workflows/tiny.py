@@ -9,6 +9,7 @@ from .graph import AMBER, BLUE, GREEN, PLAIN, POSITIVE, PURPLE, Look, Socket, Wo
 from .parts import (
     CARD,
     PICTURE,
+    PREVIEW,
     World,
     applied,
     decoded,
@@ -37,23 +38,18 @@ def start_here(flow: Workflow) -> None:
     latent = square(flow)
     same = seed(flow, 7, "Seed for both")
     flow.group("4  The same prompt and seed, without the style and with it", PURPLE, 290, 440)
-    pictures = [
-        decoded(
-            flow,
-            sampled(flow, one, prompts, latent, same, Look(title, y=top_of(row))),
-            world.vae,
-            Look(column=1),
-        )
-        for row, (one, title) in enumerate(((world.model, "Without the style"), (model, "With the style")))
-    ]
+    pictures = []
+    for one, title in ((world.model, "Without the style"), (model, "With the style")):
+        drawn = sampled(flow, one, prompts, latent, same, Look(title, room=PREVIEW))
+        pictures.append(decoded(flow, drawn, world.vae))
     pair = {"image1": pictures[0], "image2": pictures[1], "direction": "right", "match_image_size": True}
     both = flow.add("ImageStitch", Look(column=1), **pair, spacing_width=8, spacing_color="white")["image"]
     scale = {"upscale_method": "nearest-exact", "scale_by": 4.0}
     large = flow.add("ImageScaleBy", Look("Four times as large, for the eye", 1), image=both, **scale)[
         "image"
     ]
-    flow.add("PreviewImage", Look("Without, with", 1, height=310), images=large)
-    flow.add("SaveImage", Look(column=1, height=200), images=pictures[1], filename_prefix="i2l")
+    flow.add("PreviewImage", Look("Without, with", 1, height=340), images=large)
+    flow.add("SaveImage", Look(column=1, height=340), images=pictures[1], filename_prefix="i2l")
 
 
 def many_references(flow: Workflow) -> None:
