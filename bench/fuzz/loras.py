@@ -108,13 +108,14 @@ def _same_sizes(lora: LoRA, tensors: Mapping[Any, Any], header: Mapping[str, str
         for _, down_end, up_end, _ in _LAYOUTS:
             name = str(key).removesuffix(down_end)
             up = tensors.get(f"{name}{up_end}")
-            paired = str(key).endswith(down_end) and up is not None and down.ndim == up.ndim == 2
-            if paired and len(down) == up.shape[1]:
+            if not str(key).endswith(down_end) or up is None or not down.ndim == up.ndim == 2:
+                continue
+            if len(down) == up.shape[1]:
                 alpha = tensors.get(
                     f"{name}.alpha", float(header["lora_alpha"]) if "lora_alpha" in header else None
                 )
                 sizes.append(_size(down, up, len(down) if alpha is None else float(alpha)))
-                break
+            break
     found = [_size(layer.down, layer.up, layer.rank) for layer in lora.layers.values()]
     if not all(
         any(math.isclose(one, other, rel_tol=2e-2, abs_tol=1e-30) for other in sizes) for one in found

@@ -188,12 +188,11 @@ def _query_files() -> tuple[Parts, ...]:
         "patch_size": 4,
     }
     files = []
-    for kind, grid, limit in (
-        (SQUARE, {"image_size": 8}, {"image_size": 8}),
-        (NAFLEX, {"num_patches": 4}, {"max_patches": 4}),
+    for encoder in (
+        EncoderConfig(SQUARE, {**sizes, "image_size": 8}, image_size=8),
+        EncoderConfig(NAFLEX, {**sizes, "num_patches": 4}, max_patches=4),
     ):
         config = QueryConfig(8, 1, 2, 3, 2, 8, layers, alpha=0.5)
-        encoder = EncoderConfig(kind, {**sizes, **grid}, **limit)
         networks = {"predictor.": QueryNetwork(config), "encoder.": VisionEncoder(encoder).model}
         tensors = {
             prefix + name: tensor
@@ -278,14 +277,15 @@ def _encoder_folders() -> tuple[tuple[Parts, dict[str, Any]], ...]:
     sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"patch_size": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-5}
     found = []
-    for kind, name, grid, limit in (
-        (SQUARE, "siglip", {"image_size": 8}, {"image_size": 8}),
-        (NAFLEX, "siglip2", {"num_patches": 4}, {"max_patches": 4}),
+    square, naflex = {**sizes, "image_size": 8}, {**sizes, "num_patches": 4}
+    for name, given, encoder in (
+        ("siglip", square, EncoderConfig(SQUARE, square, image_size=8)),
+        ("siglip2", naflex, EncoderConfig(NAFLEX, naflex, max_patches=4)),
     ):
-        model = VisionEncoder(EncoderConfig(kind, {**sizes, **grid}, **limit)).model
+        model = VisionEncoder(encoder).model
         parts = parts_of({f"vision_model.{key}": tensor for key, tensor in model.state_dict().items()}, {})
-        found.append((parts, {"model_type": kind, **sizes, **grid}))
-        found.append((parts, {"model_type": name, "vision_config": {**sizes, **grid}}))
+        found.append((parts, {"model_type": encoder.kind, **given}))
+        found.append((parts, {"model_type": name, "vision_config": given}))
     return tuple(found)
 
 
