@@ -130,7 +130,7 @@ def test_a_workflow_of_an_older_version_opens_and_runs(front_end: FrontEnd, comf
     values = front_end.node("ApplyPredictedLoRA", "node.widgets.map(({ name, value }) => [name, value])")
     assert dict(values) == {
         "strength": 1.0,
-        "mode": "merged",
+        "mode": "auto",
         "start_percent": 0.0,
         "end_percent": 1.0,
         "missing_layers": "error",
@@ -225,7 +225,9 @@ def test_a_server_that_restarts_in_the_middle_of_a_run(front_end: FrontEnd, comf
     """The last test here: everything that the server has cached is gone after it."""
     front_end.expected += ["net::ERR_", "Failed to fetch", "WebSocket"]
     long = copy.deepcopy(FIRST_WORKFLOW)
-    node_of(long, "KSampler")["widgets_values"][2] = 5000
+    for node in long["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 5000
     front_end.load(long)
     front_end.click_run()
     front_end.wait("() => document.title.includes('KSampler')")

@@ -131,11 +131,12 @@ def test_other_files_are_refused(host, tmp_path: Path, change: dict[str, Tensor 
     assert str(caught.value).startswith("model.safetensors: ")
 
 
-@pytest.mark.parametrize("odd", [torch.zeros(16, device="meta"), torch.zeros(16).to_sparse()])
-def test_pickled_tensors_without_numbers_of_their_own_are_refused(host, tmp_path: Path, odd: Tensor):
+def test_pickled_tensors_without_numbers_are_refused(host, tmp_path: Path):
     from i2l.i2l_core.host.infinity.model import load_model
 
-    torch.save({**models.released_weights(), "head.bias": odd}, tmp_path / "model.pth")
+    torch.save(
+        {**models.released_weights(), "head.bias": torch.zeros(16, device="meta")}, tmp_path / "model.pth"
+    )
     with pytest.raises(I2LError, match=r"model\.pth: 'head\.bias' has no numbers or a layout of its own"):
         load_model(tmp_path / "model.pth")
 
