@@ -89,7 +89,8 @@ def apply_lora_model(
             "start, end, curve and mask need the mode live; set mode to auto, or start 0, end 1, no curve and "
             "no mask"
         )
-    asked, mode = mode, MERGED if mode == AUTO and everywhere else LIVE if mode == AUTO else mode
+    if automatic := mode == AUTO:
+        mode = MERGED if everywhere else LIVE
     architecture = architecture_of(model)
     ours = isinstance(value, PredictedLoRA) and value.lora.base_model != ""
     if mode == MERGED and architecture is None and not ours:
@@ -101,7 +102,7 @@ def apply_lora_model(
             return _apply_by_host(model, value, strength)
         raise
     fit = fitting(lora, model, partial, _SKIP_CURE)
-    if asked == AUTO and not can_merge(model, fit):
+    if automatic and not can_merge(model, fit):
         mode = LIVE
     applied = Applied(fit, fit.n_layers, mode, strength, getattr(value, "neutral", False))
     logging.info("i2L: %s", applied)
