@@ -110,12 +110,17 @@ def library_name(rng: random.Random, folder: Path) -> Case:
 
     def check() -> None:
         with _folders(root):
-            from i2l_core.host import library
+            from i2l_core.host.library import (
+                fingerprint_library,
+                library_folders,
+                library_path,
+                read_library,
+            )
 
-            library.library_folders()
-            path = library.library_path(name)
-            library.fingerprint_library(name)
-            found = library.read_library(name, 3)
+            library_folders()
+            path = library_path(name)
+            fingerprint_library(name)
+            found = read_library(name, 3)
             if not path.is_relative_to(root.resolve()):
                 raise Wrong(f"{name!r:.80} is {path}")
             for style, pictures in found.styles.items():

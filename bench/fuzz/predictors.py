@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 from i2l_core.base_models import BaseModel
 from i2l_core.base_models.lumina2 import LUMINA2
@@ -44,7 +43,7 @@ from i2l_core.train.config import EncoderTable
 from i2l_core.train.encoder import load_encoder
 
 from .case import Case, Wrong
-from .safetensors_file import Parts, mutated, parts_of, written
+from .safetensors_file import Parts, mutated, parts_of, same_tensors, written
 from .values import damaged_text, damaged_tree
 
 _MODELS = (
@@ -132,17 +131,6 @@ def image_encoder(rng: random.Random, folder: Path) -> Case:
         )
 
     return Case(content, check)
-
-
-def same_tensors(found: Mapping[str, Tensor], content: bytes) -> None:
-    """Raise Wrong unless these are all tensors of a safetensors file, with its numbers."""
-    entries = {entry.name: entry for entry in Parts.of(content).entries}
-    if found.keys() != entries.keys():
-        raise Wrong(f"tensors differ: {sorted(found.keys() ^ entries.keys())[:4]}")
-    for name, tensor in found.items():
-        said = entries[name].numbers()
-        if tuple(tensor.shape) != entries[name].shape or not torch.equal(tensor.double().flatten(), said):
-            raise Wrong(f"{name} {tuple(tensor.shape)} is not what the file has")
 
 
 def _check_said(found: Mapping[str, Any], said: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .case import Wrong
 from .values import damaged_bytes, damaged_text, damaged_tree, text, value
 
 _SIZES = {
@@ -208,3 +209,14 @@ def _shape(rng: random.Random, shape: tuple[int, ...]) -> tuple[int, ...]:
             return (*shape[:place], rng.choice((0, 1, 2, 3, shape[place] + 1)), *shape[place + 1 :])
         case _:
             return shape[1:]
+
+
+def same_tensors(found: Mapping[str, Tensor], content: bytes) -> None:
+    """Raise Wrong unless these are all tensors of a safetensors file, with its numbers."""
+    entries = {entry.name: entry for entry in Parts.of(content).entries}
+    if found.keys() != entries.keys():
+        raise Wrong(f"tensors differ: {sorted(found.keys() ^ entries.keys())[:4]}")
+    for name, tensor in found.items():
+        said = entries[name].numbers()
+        if tuple(tensor.shape) != entries[name].shape or not torch.equal(tensor.double().flatten(), said):
+            raise Wrong(f"{name} {tuple(tensor.shape)} is not what the file has")

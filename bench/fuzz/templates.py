@@ -22,7 +22,7 @@ from i2l_core.kv_caches.value import ValueTemplate
 from i2l_core.predictors.template.read import read_template, weight_path
 
 from .case import Case, Wrong
-from .safetensors_file import Parts, mutated, parts_of
+from .safetensors_file import Parts, mutated, parts_of, same_tensors
 from .values import damaged_text, text
 
 _CLASS = "class A:\n    pass\n\nTEMPLATE_MODEL = A\n"
@@ -74,8 +74,8 @@ def kv_file(rng: random.Random, folder: Path) -> Case:
                 if sides.negative is not sides.positive:
                     raise Wrong("it is shared, but the sides differ")
                 del found["negative"]
-            _check_blocks(
-                {f"{s}.{n}": t for s, c in found.items() if c for n, t in _tensors(c).items()}, entries
+            same_tensors(
+                {f"{s}.{n}": t for s, c in found.items() if c for n, t in _tensors(c).items()}, content
             )
             return
         kind = recognise_template(path)
@@ -134,16 +134,6 @@ def _tensors(cache: KVCache) -> dict[str, Tensor]:
     return {
         f"{name}.{part}": t for name, pair in cache.blocks.items() for part, t in zip("kv", pair, strict=True)
     }
-
-
-def _check_blocks(found: dict[str, Tensor], entries: dict[str, Any]) -> None:
-    if found.keys() != entries.keys():
-        raise Wrong(f"tensors differ: {sorted(found.keys() ^ entries.keys())[:4]}")
-    for name, tensor in found.items():
-        if tuple(tensor.shape) != entries[name].shape or not torch.equal(
-            tensor.double().flatten(), entries[name].numbers()
-        ):
-            raise Wrong(f"{name} is not what the file has")
 
 
 def _check_value(kind: ValueTemplate, cache: KVCache, number: float, entries: dict[str, Any]) -> None:
