@@ -21,10 +21,12 @@ class Place:
 
 def placed(boxes: Sequence[tuple[float, float]]) -> tuple[list[Place], tuple[float, float]]:
     """(width, height) of each box -> (places, size of all), as large as possible on a screen."""
-    return min(
-        (_set(boxes, columns) for columns in _columns(len(boxes))),
-        key=lambda found: max(found[1][0] / SCREEN, found[1][1]),
-    )
+    return min((_set(boxes, columns) for columns in _columns(len(boxes))), key=lambda found: extent(found[1]))
+
+
+def extent(size: tuple[float, float]) -> float:
+    """What limits how large it is shown: its height, or its width brought to a screen's height."""
+    return max(size[0] / SCREEN, size[1])
 
 
 def _columns(count: int) -> Iterator[list[range]]:

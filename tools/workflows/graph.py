@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..graph_to_api import AUTOGROW, Input, is_controlled, schema_inputs
-from .columns import GAP, SCREEN, Place, placed
+from .columns import GAP, Place, extent, placed
 
 PACK = {"cnr_id": "i2l", "ver": "0.1.0"}
 CORE = {"cnr_id": "comfy-core", "ver": "0.30.0"}
@@ -267,7 +267,7 @@ class Workflow:
                 _line_height(line, width) for line in note.saved["widgets_values"][0].splitlines()
             )
             places, size = placed([(width, TITLE + height), *boxes])
-            found.append((max(size[0] / SCREEN, size[1]), width, height, places, size))
+            found.append((extent(size), width, height, places, size))
         _, width, height, places, size = min(found, key=lambda one: one[0])
         return {note.id: {"pos": [0, TITLE], "size": [width, height]}}, places[1:], size
 

@@ -90,13 +90,13 @@ def tone_only(flow: Workflow) -> None:
     for row, (image, title) in enumerate(
         ((None, "The prompt alone"), (neon, "Tone of A"), (blueprint, "Tone of B"))
     ):
-        look = Look(title, y=top_of(row))
+        look = Look(y=top_of(row))
         model = world.model
         if image is not None:
             parts = {"model": model, "vae": world.vae, "image": image}
-            model = flow.add("StyleToneBlend", replace(look, title="", room=CARD), **parts)["model"]
-        drawn = sampled(flow, model, prompts, latent, same, replace(look, title="", column=1))
-        _drawn(flow, world, drawn, look)
+            model = flow.add("StyleToneBlend", replace(look, room=CARD), **parts)["model"]
+        drawn = sampled(flow, model, prompts, latent, same, replace(look, column=1))
+        _drawn(flow, world, drawn, look, title)
 
 
 def fuse_styles(flow: Workflow) -> None:
@@ -132,16 +132,14 @@ def asymmetric_guidance(flow: Workflow) -> None:
     flow.group("4  Plain and asymmetric", PURPLE, 290, 280, 280)
     neutral = {"neutral": lora["neutral"], "neutral_strength": 1.0}
     for row, title in enumerate(("Plain CFG", "Asymmetric CFG")):
-        look = Look(title, y=top_of(row))
+        look = Look(y=top_of(row))
         if row == 0:
-            model = applied(flow, world.model, lora["lora"], replace(look, title=""))
+            model = applied(flow, world.model, lora["lora"], look)
         else:
             styled = {"model": world.model, "style": lora["lora"], "strength": 1.0}
-            model = flow.add("AsymmetricCFG", replace(look, title="", room=CARD), **styled, **neutral)[
-                "model"
-            ]
-        drawn = sampled(flow, model, prompts, latent, same, replace(look, title="", column=1), cfg=cfg)
-        _drawn(flow, world, drawn, look)
+            model = flow.add("AsymmetricCFG", replace(look, room=CARD), **styled, **neutral)["model"]
+        drawn = sampled(flow, model, prompts, latent, same, replace(look, column=1), cfg=cfg)
+        _drawn(flow, world, drawn, look, title)
 
 
 def style_library(flow: Workflow) -> None:
@@ -265,9 +263,9 @@ def structure_brightness(flow: Workflow) -> None:
     sides = {"positive": prompts[0], "negative": prompts[1]}
     world = World(model, clip, vae, predictor)
     for row, (title, inputs) in enumerate((("Style", None), ("+ structure", place), ("+ brightness", light))):
-        look = Look(title, y=top_of(row))
+        look = Look(y=top_of(row))
         if inputs is not None:
-            added = flow.add("ApplyTemplate", replace(look, title="", room=60), **sides, inputs=inputs)
+            added = flow.add("ApplyTemplate", replace(look, room=60), **sides, inputs=inputs)
             sides = {"positive": added["positive"], "negative": added["negative"]}
         drawn = sampled(
             flow,
@@ -275,9 +273,9 @@ def structure_brightness(flow: Workflow) -> None:
             (sides["positive"], sides["negative"]),
             latent,
             same,
-            replace(look, title="", column=1),
+            replace(look, column=1),
         )
-        _drawn(flow, world, drawn, look)
+        _drawn(flow, world, drawn, look, title)
 
 
 def morph(flow: Workflow) -> None:
@@ -328,14 +326,14 @@ def _result(
     title: str,
 ) -> None:
     """A row: a LoRA applied, a picture drawn with it and shown."""
-    look = Look(title, y=top_of(row))
-    model = applied(flow, world.model, lora, replace(look, title=""))
-    _drawn(flow, world, sampled(flow, model, prompts, latent, same, replace(look, title="", column=1)), look)
+    look = Look(y=top_of(row))
+    model = applied(flow, world.model, lora, look)
+    _drawn(flow, world, sampled(flow, model, prompts, latent, same, replace(look, column=1)), look, title)
 
 
-def _drawn(flow: Workflow, world: World, latent: Socket, look: Look) -> None:
-    picture = decoded(flow, latent, world.vae, replace(look, title="", column=2))
-    look = replace(look, column=2, y=None, height=290)
+def _drawn(flow: Workflow, world: World, latent: Socket, look: Look, title: str) -> None:
+    picture = decoded(flow, latent, world.vae, replace(look, column=2))
+    look = Look(title, column=2, height=290)
     flow.add("SaveImage", look, images=picture, filename_prefix=f"i2l/{flow.name}")
 
 
