@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..i2l_core.host.regions import add_region
-from ..i2l_core.ranges import mask_values
 from ..i2l_core.schedule import Schedule
 from .report import NodeReport
 from .sockets import CATEGORY, LoraModel, curve_input, end_percent_input, start_percent_input, strength_input
@@ -89,6 +88,6 @@ class StyleRegion(io.ComfyNode):
     ) -> io.NodeOutput:
         schedule = Schedule.parse(start_percent, end_percent, curve)
         styled, regions = add_region(model, positive, lora, mask, strength, schedule, prompt)
-        part = float(mask_values("the mask", mask).clamp(0, 1).mean())
+        part = float(mask.float().clamp(0, 1).mean())
         text = f"{part:.0%} of the picture; {len(regions)} positive predictions per step"
         return io.NodeOutput(styled, regions, ui=NodeReport(text))

@@ -40,9 +40,10 @@ def open_picture(
                         f"the picture has {width}x{height} pixels, more than {MOST_PIXELS // 1_000_000} million or a "
                         f"side of {LONGEST_SIDE}; make it smaller"
                     )
-                if width * height > max(SMALL, PIXELS_OF_BYTE * _size(file)):
+                size = _size(file)
+                if width * height > max(SMALL, PIXELS_OF_BYTE * size):
                     raise I2LError(
-                        f"the picture has {width}x{height} pixels in a file of {_size(file)} bytes, so nearly all of "
+                        f"the picture has {width}x{height} pixels in a file of {size} bytes, so nearly all of "
                         "it is empty; make it smaller"
                     )
                 yield image

@@ -48,7 +48,7 @@ class Reference:
         mask, digest = _checked_mask(self.mask, self.size)
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "mask_hash", digest)
-        object.__setattr__(self, "hash", _hash(self.size, (self._rgb(rows) for rows in self._rows())))
+        object.__setattr__(self, "hash", _hash(self.size, (self._rgb(rows) for rows in _rows(self.size))))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,22 +77,16 @@ class Reference:
         visible = mask[..., None].to(self.picture.device)
         filled = self._copy().mul_(visible)
         mean = filled.sum(dim=(0, 1)) / visible.sum()
-        for rows in self._rows():
+        for rows in _rows(self.size):
             filled[rows] += mean * (1 - visible[rows])
         return Reference(filled, self.weight)
 
     def _copy(self) -> Tensor:
         """The pixels in memory of their own."""
         pixels = self.picture.new_empty((*self.size, 3), dtype=torch.float32)
-        for rows in self._rows():
+        for rows in _rows(self.size):
             pixels[rows] = self._rgb(rows)
         return pixels
-
-    def _rows(self) -> Iterator[slice]:
-        """Some rows at a time, so that nothing of the size of a photo is made beside it."""
-        height, width = self.size
-        step = max(1, _ROWS // max(1, 4 * width))
-        return (slice(top, top + step) for top in range(0, height, step))
 
     def _rgb(self, rows: slice) -> Tensor:
         """(rows, W, 1 | 3 | 4) -> (rows, W, 3) float32: alpha over white, one channel repeated"""
@@ -176,9 +170,8 @@ def check_size(name: str, height: int, width: int) -> None:
 def bytes_of(pixels: Tensor) -> Tensor:
     """(H, W, 3) floats 0..1 -> uint8 on the CPU, rounded, some rows at a time"""
     values = torch.empty(pixels.shape, dtype=torch.uint8)
-    step = max(1, _ROWS // max(1, 3 * pixels.shape[1]))
-    for top in range(0, len(pixels), step):
-        values[top : top + step] = (pixels[top : top + step] * 255).round().to("cpu", torch.uint8)
+    for rows in _rows(pixels.shape):
+        values[rows] = (pixels[rows] * 255).round().to("cpu", torch.uint8)
     return values
 
 
@@ -186,6 +179,13 @@ def gray(like: Reference | tuple[int, int]) -> Reference:
     """The neutral picture: 128/255 everywhere, of the size of `like` (or (height, width))."""
     height, width = like.size if isinstance(like, Reference) else like
     return Reference(torch.full((height, width, 3), GRAY))
+
+
+def _rows(size: Sequence[int]) -> Iterator[slice]:
+    """Some rows of (height, width, ...) at a time, so that nothing of the size of a photo is made beside it."""
+    height, width = size[:2]
+    step = max(1, _ROWS // max(1, 4 * width))
+    return (slice(top, top + step) for top in range(0, height, step))
 
 
 def _narrowed(reference: Reference, weight: float, mask: Tensor | None) -> Reference:
