@@ -131,13 +131,23 @@ def test_other_files_are_refused(host, tmp_path: Path, change: dict[str, Tensor 
     assert str(caught.value).startswith("model.safetensors: ")
 
 
-def test_pickled_tensors_without_numbers_are_refused(host, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (torch.zeros(16, device="meta"), r"'head\.bias' has no numbers or a layout of its own"),
+        (
+            torch.zeros(16).to_sparse(),
+            "expected an Infinity transformer, but it is damaged",
+        ),  # torch's loader does
+    ],
+)
+def test_pickled_tensors_without_numbers_of_their_own_are_refused(
+    host, tmp_path: Path, odd: Tensor, message: str
+):
     from i2l.i2l_core.host.infinity.model import load_model
 
-    torch.save(
-        {**models.released_weights(), "head.bias": torch.zeros(16, device="meta")}, tmp_path / "model.pth"
-    )
-    with pytest.raises(I2LError, match=r"model\.pth: 'head\.bias' has no numbers or a layout of its own"):
+    torch.save({**models.released_weights(), "head.bias": odd}, tmp_path / "model.pth")
+    with pytest.raises(I2LError, match=rf"model\.pth: {message}"):
         load_model(tmp_path / "model.pth")
 
 
